@@ -1,0 +1,1 @@
+"""Names things: resource types, selectors, quantities, errors. No I/O."""

@@ -1,0 +1,90 @@
+"""Node: a machine that runs executions. The spec is the operator's, `status.info` the node's word,
+the rest the node reconciler's."""
+
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from bacalhau_api.base import Model, Timestamp
+from bacalhau_api.meta import Condition, Contact, ObjectMeta, Resource, Waiting
+from bacalhau_api.v1.job import Resources
+
+
+class Membership(StrEnum):
+    """Whether the operator lets this node take part."""
+
+    PENDING = "Pending"
+    APPROVED = "Approved"
+    REJECTED = "Rejected"
+
+
+class Taint(Model):
+    """Keeps jobs away. Only `NoSchedule` exists."""
+
+    key: str
+    value: str = ""
+    effect: Literal["NoSchedule"] = "NoSchedule"
+
+
+class NodeSpec(Model):
+    """Desired state, written by operators (and once by the enrolment)."""
+
+    membership: Membership = Membership.PENDING
+    unschedulable: bool = Field(default=False, description="Cordoned: no new executions.")
+    drain: bool = Field(default=False, description="Move what runs here elsewhere.")
+    taints: tuple[Taint, ...] = ()
+    public_key: str = Field(default="", description="NKey (U...) the node signs in with.")
+
+
+class Capability(Model):
+    """One engine, storage or publisher of a node, with the reason if it cannot be used."""
+
+    name: str
+    available: bool = True
+    reason: str = ""
+    version: str = ""
+
+
+class NodeInfo(Model):
+    """What a node says of itself in its hello, and again when it changes."""
+
+    version: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    capacity: Resources = Resources()
+    engines: tuple[Capability, ...] = ()
+    storages: tuple[Capability, ...] = ()
+    publishers: tuple[Capability, ...] = ()
+    local_paths: tuple[str, ...] = Field(
+        default=(), description="Allow-listed local path patterns, with `:ro` or `:rw`."
+    )
+    executions_max: int = 256
+
+
+class NodeStatus(Model):
+    """Observed state. Written by the node reconciler only."""
+
+    info: NodeInfo = NodeInfo()
+    incarnation: str = ""
+    contact: Contact = Contact.UNKNOWN
+    contact_since: Timestamp | None = None
+    connected_since: Timestamp | None = None
+    waiting: Waiting | None = None
+    conditions: tuple[Condition, ...] = ()
+
+
+class Node(Resource):
+    """A machine. Node labels used by constraints are `metadata.labels` over `status.info.labels`:
+    the operator's word wins."""
+
+    namespaced: ClassVar[bool] = False
+
+    kind: Literal["Node"] = "Node"
+    metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that constraints see."""
+        return {**self.status.info.labels, **self.metadata.labels, "name": self.metadata.name}

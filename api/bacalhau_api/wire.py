@@ -1,0 +1,238 @@
+"""The messages between a node and the orchestrator. JSON; every one names its node and session.
+
+A node has no access to the store. It sends three requests, each answered:
+
+    Hello  -> Welcome | Refused      on every (re)connect: who am I, what do I still know
+    Facts  -> Ack                    reports, until acknowledged as stored
+    Beat   -> BeatReply              liveness, every few seconds
+
+The orchestrator sends requests to the node's own subject: `Changes` (assignments after the
+welcome's full list, numbered without gaps within a session), log and result reads.
+
+A reply can be steered by a hostile node to another node's subject (NATS does not check replies),
+so a node drops every message that does not carry its own name and the secret session id that
+it chose in its hello.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bacalhau_api.base import Model, Timestamp
+from bacalhau_api.v1.execution import (
+    Execution,
+    OutputFile,
+    Publication,
+    PublicationReport,
+    Report,
+)
+from bacalhau_api.v1.node import NodeInfo
+
+PROTOCOL_VERSION = 1
+
+
+class Fact(Model):
+    """One report on its way to the orchestrator. Exactly one of the two reports is set.
+
+    `seq` grows by one for each fact of an incarnation; `namespace`, `name` and `uid` are those of
+    the Execution or Publication it speaks of.
+    """
+
+    seq: int
+    namespace: str
+    name: str
+    uid: str
+    execution: Report | None = None
+    publication: PublicationReport | None = None
+
+
+class Known(Model):
+    """What a node holds about one execution, in its hello: enough to spot what nobody asked for."""
+
+    namespace: str
+    name: str
+    uid: str
+    is_final: bool = False
+
+
+class Hello(Model):
+    """A node introduces itself. `session` is random, chosen by the node for this connection."""
+
+    protocol: int = PROTOCOL_VERSION
+    node: str
+    session: str
+    incarnation: str
+    info: NodeInfo
+    facts_acked: int = Field(default=0, description="Highest fact sequence known to be stored.")
+    held: tuple[Known, ...] = ()
+
+
+class Assignments(Model):
+    """Executions and publications that a node is to act on, whole objects."""
+
+    executions: tuple[Execution, ...] = ()
+    publications: tuple[Publication, ...] = ()
+
+
+class Gone(Model):
+    """An object that is no longer assigned: stop, report nothing more, clean up."""
+
+    kind: Literal["Execution", "Publication"]
+    namespace: str
+    name: str
+    uid: str
+
+
+class Welcome(Model):
+    """The answer to a hello: the full list. What the node holds beyond it is to be stopped.
+
+    A list too long for one message comes in parts; the node asks for part `next_part` with the
+    same hello subject until it is None. `steps` gives, per execution uid, the step of the report
+    that is stored, so that older facts in the outbox can be dropped.
+    """
+
+    node: str
+    session: str
+    is_approved: bool = True
+    message: str = ""
+    time: Timestamp
+    beat_seconds: float = 5.0
+    assignments: Assignments = Assignments()
+    steps: dict[str, int] = Field(default_factory=dict)
+    next_part: int | None = None
+
+
+class WelcomePart(Model):
+    """Asks for one more part of a welcome."""
+
+    node: str
+    session: str
+    part: int
+
+
+class Refused(Model):
+    """The answer to a message that is not accepted; `again_seconds` says when to try again."""
+
+    refused: Literal[True] = True
+    node: str
+    session: str
+    reason: str
+    message: str
+    again_seconds: float = 15.0
+
+
+class FactBatch(Model):
+    """Facts in sequence order, at most 500 and at most 512 KiB encoded."""
+
+    node: str
+    session: str
+    incarnation: str
+    facts: tuple[Fact, ...]
+
+
+class Ack(Model):
+    """All facts up to `seq` of this incarnation are stored (or were obsolete)."""
+
+    node: str
+    session: str
+    seq: int
+
+
+class Beat(Model):
+    """I am alive. `changes_seen` is the number of the last Changes message applied."""
+
+    node: str
+    session: str
+    changes_seen: int
+    info: NodeInfo | None = Field(default=None, description="Set when it changed.")
+    facts_waiting: int = 0
+
+
+class BeatReply(Model):
+    """Heard. `hello_again` asks the node to introduce itself anew (a gap, a new leader)."""
+
+    node: str
+    session: str
+    hello_again: bool = False
+
+
+class Changes(Model):
+    """Assignments that changed. `number` grows by one within a session, from 1; a gap means that
+    a message was lost, and the node says hello again."""
+
+    node: str
+    session: str
+    number: int
+    assignments: Assignments = Assignments()
+    gone: tuple[Gone, ...] = ()
+
+
+class Applied(Model):
+    """The node's answer to Changes, once they are in its ledger."""
+
+    node: str
+    session: str
+    number: int
+
+
+class LogRead(Model):
+    """Reads from one execution's log. `offset` is in bytes; None with `tail_lines` starts that
+    many lines before the end. Waits up to `wait_seconds` for something new."""
+
+    node: str
+    session: str
+    namespace: str
+    execution: str
+    stream: Literal["stdout", "stderr", "all"] = "all"
+    offset: int | None = 0
+    tail_lines: int | None = None
+    size_bytes_max: int = 256 * 1024
+    wait_seconds: float = 0.0
+
+
+class LogLine(Model):
+    """One line (or an unfinished piece of one, without its newline)."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+    time: Timestamp | None = None
+
+
+class LogChunk(Model):
+    """The answer to LogRead. `next_offset` continues; `is_end` says that no more will come."""
+
+    lines: tuple[LogLine, ...] = ()
+    next_offset: int = 0
+    is_end: bool = False
+    error: str = ""
+
+
+class OutputsList(Model):
+    """Asks for the list of an execution's output files, `after` the given path, for paging."""
+
+    node: str
+    session: str
+    namespace: str
+    execution: str
+    after: str = ""
+
+
+class OutputsPage(Model):
+    """The answer to OutputsList, sorted by path; `is_last` closes the list."""
+
+    files: tuple[OutputFile, ...] = ()
+    is_last: bool = True
+    error: str = ""
+
+
+class OutputRead(Model):
+    """Reads a piece of one output file. Answered with the raw bytes, or with an error in the
+    `Error` header."""
+
+    node: str
+    session: str
+    namespace: str
+    execution: str
+    path: str
+    offset: int = 0
+    size_bytes_max: int = 256 * 1024

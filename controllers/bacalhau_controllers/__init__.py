@@ -1,0 +1,1 @@
+"""Decides: pure planners, thin reconcilers, and the machinery they run on. No outside I/O."""

@@ -1,0 +1,1 @@
+"""The node's side: what it was asked to run, what runs, what it has yet to tell."""

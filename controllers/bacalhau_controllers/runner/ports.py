@@ -1,0 +1,168 @@
+"""What the node's runner asks of the world: engine, storage, publisher. (The ledger is in
+`ledger.py`.)
+
+Frozen dataclasses cross the border; foreign exceptions are translated inside. Every call may be
+repeated, as after a crash. Each implementation passes the suite of its kind in `tests/contract/`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from bacalhau_api.v1.execution import Publication
+from bacalhau_api.v1.job import InputSource, Network, Resources, SpecConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host file or directory visible to the workload at `target`."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One start of one execution. `id` is `<execution name>.<run>`, unique on the node for ever.
+
+    `directory` belongs to this run: the engine may keep its own files there. stdout and stderr
+    are files that the engine appends to while the workload runs, each cut (with a notice, and the
+    workload killed with reason OutputLimit) at `output_bytes_max`.
+    """
+
+    id: str
+    params: Mapping[str, object]
+    env: Mapping[str, str]
+    mounts: tuple[Mount, ...]
+    resources: Resources
+    network: Network
+    directory: Path
+    stdout: Path
+    stderr: Path
+    timeout_seconds: float | None = None
+    output_bytes_max: int = 64 * 1024 * 1024
+
+
+class RunPhase(StrEnum):
+    """What an engine says about one run."""
+
+    ABSENT = "Absent"  # never started here, or removed
+    RUNNING = "Running"
+    EXITED = "Exited"
+    VANISHED = "Vanished"  # was started, is gone, and nobody saw how it ended
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an engine knows of one run.
+
+    `reason` is empty for an end by the workload itself; else one of OutOfMemory, Timeout,
+    OutputLimit, Trap, Killed, StartFailed, CompileFailed, EngineFault. `is_system_fault` is true
+    where the workload is not to blame.
+    """
+
+    phase: RunPhase
+    exit_code: int | None = None
+    reason: str = ""
+    message: str = ""
+    is_system_fault: bool = False
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a plug can be used now, and if not, why."""
+
+    is_available: bool
+    reason: str = ""
+    version: str = ""
+
+
+class Engine(Protocol):
+    """Runs workloads on this node. A workload outlives the agent: it goes on when the agent is
+    killed, and is found again by `list` and `observe` afterwards."""
+
+    async def open(self) -> None:
+        """Get ready, finding what still runs from an earlier life of the agent."""
+        ...
+
+    async def health(self) -> Health:
+        """Cheap; asked every few seconds."""
+        ...
+
+    async def start(self, workload: Workload) -> None:
+        """Start, or leave alone if a run with that id exists in any phase.
+
+        Bad params raise TerminalError (reason StartFailed or CompileFailed), an unreachable engine
+        TransientError; a workload that ends non-zero is an Observation, not an error.
+        """
+        ...
+
+    async def observe(self, run: str) -> Observation:
+        """The present state of a run. Never raises for an unknown one (ABSENT)."""
+        ...
+
+    async def wait(self, run: str) -> Observation:
+        """Return once the run is not RUNNING."""
+        ...
+
+    async def stop(self, run: str, grace_seconds: float) -> None:
+        """End a run and everything it started. Done when it returns; no error if it ended."""
+        ...
+
+    async def remove(self, run: str) -> None:
+        """Forget a run that ended, and free what the engine keeps for it."""
+        ...
+
+    async def list(self) -> Sequence[str]:
+        """The ids of all runs that exist here in any phase, made by this node."""
+        ...
+
+    async def close(self, *, keep_running: bool) -> None:
+        """Let go. With `keep_running` false everything is stopped first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An input, ready to be mounted."""
+
+    source: Path
+    read_only: bool
+    size_bytes: int = 0
+
+
+class Storage(Protocol):
+    """Brings one type of input to this node."""
+
+    async def health(self) -> Health:
+        """Cheap; asked every few seconds."""
+        ...
+
+    async def admit(self, source: SpecConfig) -> str:
+        """Empty if this node may and can provide the source; else the reason, for users."""
+        ...
+
+    async def fetch(self, item: InputSource, into: Path) -> Fetched:
+        """Make the input available under `into` (an empty directory of its own) or where it lies.
+
+        Raises TerminalError (not there, not allowed, corrupt) or TransientError.
+        """
+        ...
+
+
+class Publisher(Protocol):
+    """Brings outputs to one type of target."""
+
+    async def health(self) -> Health:
+        """Cheap; asked every few seconds."""
+        ...
+
+    async def publish(self, publication: Publication, outputs: Path) -> SpecConfig:
+        """Deliver the directory `outputs`; return where it is now. Idempotent."""
+        ...
