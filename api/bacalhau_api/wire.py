@@ -176,8 +176,9 @@ class Applied(Model):
 
 
 class LogRead(Model):
-    """Reads from one execution's log. `offset` is in bytes; None with `tail_lines` starts that
-    many lines before the end. Waits up to `wait_seconds` for something new."""
+    """Reads from one execution's log. `offset` is a position given by an earlier answer, 0 the
+    start; None with `tail_lines` starts that many lines before the end. Waits up to
+    `wait_seconds` for something new."""
 
     node: str
     session: str
@@ -190,8 +191,8 @@ class LogRead(Model):
     wait_seconds: float = 0.0
 
 
-class LogLine(Model):
-    """One line (or an unfinished piece of one, without its newline)."""
+class LogPiece(Model):
+    """A piece of output as it was written, newlines included; not cut at line ends."""
 
     stream: Literal["stdout", "stderr"]
     text: str
@@ -201,7 +202,7 @@ class LogLine(Model):
 class LogChunk(Model):
     """The answer to LogRead. `next_offset` continues; `is_end` says that no more will come."""
 
-    lines: tuple[LogLine, ...] = ()
+    pieces: tuple[LogPiece, ...] = ()
     next_offset: int = 0
     is_end: bool = False
     error: str = ""

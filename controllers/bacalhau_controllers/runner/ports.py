@@ -30,8 +30,9 @@ class Workload:
     """One start of one execution. `id` is `<execution name>.<run>`, unique on the node for ever.
 
     `directory` belongs to this run: the engine may keep its own files there. stdout and stderr
-    are files that the engine appends to while the workload runs, each cut (with a notice, and the
-    workload killed with reason OutputLimit) at `output_bytes_max`.
+    are files that the engine appends to while the workload runs, `log_index` says when and in
+    which order (see `bacalhau.engines.logfile`). Each stream is cut, and the workload killed with
+    reason OutputLimit, at `output_bytes_max`.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Workload:
     directory: Path
     stdout: Path
     stderr: Path
+    log_index: Path
     timeout_seconds: float | None = None
     output_bytes_max: int = 64 * 1024 * 1024
 
