@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.meta import Ref, Resource
 
 
@@ -186,3 +187,50 @@ class Store(Protocol):
     async def release_lease(self, lease: Lease) -> None:
         """Give a lease back at once. No error if it is gone already."""
         ...
+
+
+WRITES_MAX = 400
+"""Most writes in one commit."""
+
+OBJECT_BYTES_MAX = 1024 * 1024 - 16 * 1024
+"""Most bytes of one encoded object: NATS' default payload limit, less room for headers."""
+
+
+def check_writes(writes: Sequence[Write]) -> None:
+    """What every store refuses before it looks at anything else. Raises InvalidError."""
+    if len(writes) > WRITES_MAX:
+        raise InvalidError(
+            [Problem("writes", f"has more than {WRITES_MAX} entries", str(len(writes)))],
+            hint="split the commit",
+        )
+    seen: set[Ref] = set()
+    for write in writes:
+        ref = write.resource.ref if isinstance(write, Put) else write.ref
+        if ref in seen:
+            raise InvalidError([Problem("writes", f"names {ref} twice")])
+        if not ref.name:
+            raise InvalidError([Problem("metadata.name", f"is empty for a {ref.kind}")])
+        seen.add(ref)
+
+
+def check_size(resource: Resource, size_bytes: int, size_bytes_max: int) -> None:
+    """Refuse an object that would not fit into one message. Raises InvalidError."""
+    if size_bytes > size_bytes_max:
+        problem = Problem(
+            "",
+            f"{resource.ref} has {size_bytes} bytes when encoded, at most {size_bytes_max} fit",
+            hint="keep large data outside the object, such as in an input source",
+        )
+        raise InvalidError([problem])
+
+
+def check_lease_ttl(ttl_seconds: float) -> None:
+    """Leases count whole seconds on the server. Raises InvalidError."""
+    if ttl_seconds < 1:
+        raise InvalidError([Problem("ttl_seconds", "must be at least 1", repr(ttl_seconds))])
+
+
+def lease_deadline(sent: float, ttl_seconds: float) -> float:
+    """When a holder stops trusting a lease that it asked for at `sent` (monotonic): a little before
+    the store lets another have it, since the two clocks need not run at the same speed."""
+    return sent + 0.9 * ttl_seconds

@@ -8,6 +8,7 @@ from bacalhau_api.meta import Resource
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.node import Node
+from bacalhau_api.v1.token import JoinToken
 
 KINDS: Final[dict[str, type[Resource]]] = {
     "Job": Job,
@@ -15,6 +16,7 @@ KINDS: Final[dict[str, type[Resource]]] = {
     "Node": Node,
     "Publication": Publication,
     "Acceptance": Acceptance,
+    "JoinToken": JoinToken,
 }
 
 
@@ -30,4 +32,4 @@ def decode_resource(text: str | bytes) -> Resource:
     return KINDS[kind].decode(text)
 
 
-__all__ = ["KINDS", "Acceptance", "Execution", "Job", "Node", "Publication", "decode_resource"]
+__all__ = ["KINDS", "Acceptance", "Execution", "Job", "JoinToken", "Node", "Publication", "decode_resource"]

@@ -1,19 +1,31 @@
-"""What the node's runner asks of the world: engine, storage, publisher. (The ledger is in
-`ledger.py`.)
+"""What the node's runner asks of the world: engine, storage, publisher, the directories of
+executions (Workspace), the way to the orchestrator (Link). The ledger is in `ledger.py`.
 
 Frozen dataclasses cross the border; foreign exceptions are translated inside. Every call may be
 repeated, as after a crash. Each implementation passes the suite of its kind in `tests/contract/`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from bacalhau_api.v1.execution import Publication
+from bacalhau_api.v1.execution import Outputs, Publication
 from bacalhau_api.v1.job import InputSource, Network, Resources, SpecConfig
+from bacalhau_api.wire import (
+    Ack,
+    Applied,
+    Beat,
+    BeatReply,
+    Changes,
+    FactBatch,
+    Hello,
+    Refused,
+    Welcome,
+    WelcomePart,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +179,132 @@ class Publisher(Protocol):
 
     async def publish(self, publication: Publication, outputs: Path) -> SpecConfig:
         """Deliver the directory `outputs`; return where it is now. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where one execution keeps its things: `<data>/executions/<namespace>/<execution>/`."""
+
+    root: Path
+
+    @property
+    def outputs(self) -> Path:
+        """What is kept as the result: stdout, stderr, exitCode, a directory per result path."""
+        return self.root / "outputs"
+
+    @property
+    def stdout(self) -> Path:
+        """The workload's standard output, as written."""
+        return self.outputs / "stdout"
+
+    @property
+    def stderr(self) -> Path:
+        """The workload's standard error, as written."""
+        return self.outputs / "stderr"
+
+    @property
+    def log_index(self) -> Path:
+        """Says when and in which order stdout and stderr were written."""
+        return self.root / "log.idx"
+
+    def input(self, index: int) -> Path:
+        """The directory of its own that input number `index` may be fetched into."""
+        return self.root / "inputs" / str(index)
+
+    def run(self, number: int) -> Path:
+        """The engine's own directory for one run."""
+        return self.root / "runs" / str(number)
+
+    def result(self, name: str) -> Path:
+        """The directory kept as result `name`."""
+        return self.outputs / name
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a run left behind. The tails are the last 2 KiB of each stream, valid UTF-8."""
+
+    outputs: Outputs
+    stdout_tail: str = ""
+    stderr_tail: str = ""
+
+
+class Workspace(Protocol):
+    """The directories of executions. Every call may be repeated; each is bounded by what one
+    execution left on disk, never leaves the data directory, and follows no symlink.
+
+    Raises TransientError for what may pass (a full disk), TerminalError for what will not.
+    """
+
+    def layout(self, namespace: str, execution: str) -> Layout:
+        """Where an execution's things lie. Touches nothing. Raises InvalidError for names that
+        are no names."""
+        ...
+
+    async def prepare(self, layout: Layout, inputs: int) -> None:
+        """Make the execution's directories, with so many empty ones for inputs."""
+        ...
+
+    async def begin_run(
+        self, layout: Layout, run: int, results: Sequence[str], *, reset: bool
+    ) -> None:
+        """Make the directories of a run and of the results. With `reset`, first remove what
+        earlier runs wrote to results, streams and log index, so that it cannot be taken for this
+        run's."""
+        ...
+
+    async def collect(self, layout: Layout, exit_code: int | None) -> Collected:
+        """Write the exitCode file, then sum up the outputs.
+
+        The digest is `sha256:` over one line per regular file, `<sha256 hex>  <path>`, sorted by
+        path. Raises TerminalError with reason OutputLimit beyond the caps.
+        """
+        ...
+
+    async def drop_outputs(self, layout: Layout) -> None:
+        """Remove everything but the execution's own directory."""
+        ...
+
+    async def remove(self, layout: Layout) -> None:
+        """Remove all that the execution has on disk."""
+        ...
+
+    async def strays(self) -> Sequence[tuple[str, str, float]]:
+        """Namespace, execution and age in seconds of every execution directory that exists."""
+        ...
+
+
+class Link(Protocol):
+    """The way to the orchestrator. It carries messages and knows whether it is connected; it
+    decides nothing.
+
+    Handlers are called on the event loop, `on_up` also at once if the link is up when they are
+    set. `on_changes` returns None for a message that must not be answered.
+    """
+
+    @property
+    def is_up(self) -> bool:
+        """True while connected."""
+        ...
+
+    def set_handlers(
+        self,
+        *,
+        on_up: Callable[[], None],
+        on_down: Callable[[], None],
+        on_changes: Callable[[Changes], Awaitable[Applied | None]],
+    ) -> None:
+        """Say whom to call. Before this, nothing is delivered."""
+        ...
+
+    async def request(
+        self,
+        kind: Literal["hello", "facts", "beat"],
+        message: Hello | WelcomePart | FactBatch | Beat,
+    ) -> Welcome | Ack | BeatReply | Refused:
+        """Send one request and return its reply, within the link's own time limit.
+
+        Raises UnavailableError if there was no (readable) reply: it may have been received.
+        """
         ...

@@ -1,0 +1,167 @@
+"""The door of the API: size and time limits, Host and Origin checks, tokens, safe headers.
+
+Plain ASGI around the application, so that it also holds for unknown routes and streams, and so
+that nothing is parsed before it has been let in.
+"""
+
+import asyncio
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bacalhau.kinds import API_ROOT
+from bacalhau.server.access import Access, is_loopback
+from bacalhau.server.problems import ApiError, error_response, render
+
+BODY_BYTES_MAX = 2 * 1024 * 1024
+BODY_SECONDS_MAX = 30.0
+REQUESTS_MAX = 2000
+
+# What a load balancer and a node that has no API token may ask; a join carries its own token.
+_OPEN_PATHS = frozenset({"/healthz", "/readyz", "/version", f"{API_ROOT}/nodes/join"})
+
+_SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class Guard:
+    """Wraps an ASGI application; see the module."""
+
+    def __init__(self, app: ASGIApp, access: Access, *, requests_max: int = REQUESTS_MAX) -> None:
+        self._app = app
+        self._access = access
+        self._requests_max = requests_max
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection's worth of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        safe_send = _with_safe_headers(send)
+        try:
+            self._admit(scope)
+        except ApiError as error:
+            await error_response(error)(scope, receive, safe_send)
+            return
+        self._requests += 1
+        try:
+            await self._app(scope, _limited(receive), safe_send)
+        finally:
+            self._requests -= 1
+
+    def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        _check_host(headers, self._access)
+        _check_origin(headers, scope["method"])
+        scope["bacalhau.actor"] = self._actor(headers, scope["path"])
+        if self._requests >= self._requests_max:
+            message = f"the server is busy with {self._requests} requests"
+            raise ApiError(429, "TooManyRequests", message, hint="try again in a moment")
+        _check_body(headers)
+
+    def _actor(self, headers: Headers, path: str) -> str:
+        if not self._access.tokens:
+            return "user:local"
+        user = self._access.user_of(headers.get("authorization", ""))
+        if user is not None:
+            return f"user:{user}"
+        if path in _OPEN_PATHS:
+            return "user:anonymous"
+        given = "not a known one" if "authorization" in headers else "missing"
+        raise ApiError(
+            401,
+            "Unauthorized",
+            f"this server asks for a token, and the one given is {given}",
+            hint="set BACALHAU_TOKEN, or send the header `Authorization: Bearer TOKEN`",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _check_host(headers: Headers, access: Access) -> None:
+    hosts = headers.getlist("host")
+    if len(hosts) != 1:
+        raise ApiError(400, "BadRequest", "a request needs exactly one Host header")
+    if access.loopback_hosts_only and not is_loopback(_without_port(hosts[0])):
+        raise ApiError(
+            403,
+            "Forbidden",
+            f"this server listens on loopback and is not called {render(hosts[0])}",
+            hint="use http://127.0.0.1 or http://localhost with its port",
+        )
+
+
+def _check_origin(headers: Headers, method: str) -> None:
+    """Web pages of other sites may not use the API through somebody's browser."""
+    origin = headers.get("origin")
+    is_foreign = origin is not None and urlsplit(origin).netloc != headers["host"]
+    site = headers.get("sec-fetch-site", "none")
+    if is_foreign or (site not in ("none", "same-origin") and method not in ("GET", "HEAD")):
+        message = "requests from web pages of other origins are refused"
+        raise ApiError(403, "Forbidden", message)
+
+
+def _check_body(headers: Headers) -> None:
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise ApiError(400, "BadRequest", "Content-Length is not a number")
+    if len(length) > 18 or int(length) > BODY_BYTES_MAX:
+        raise _too_large()
+    if headers.get("content-encoding", "identity") != "identity":
+        encoding = render(headers["content-encoding"])
+        message = f"bodies with Content-Encoding {encoding} are not accepted"
+        raise ApiError(415, "UnsupportedMediaType", message, hint="send the body as it is")
+
+
+def _too_large() -> ApiError:
+    message = f"the body is larger than {BODY_BYTES_MAX} bytes"
+    hint = "keep data out of job files: refer to it as an input"
+    return ApiError(413, "PayloadTooLarge", message, hint=hint, headers={"Connection": "close"})
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].split("]")[0]
+    return host.split(":")[0]
+
+
+def _limited(receive: Receive) -> Receive:
+    """`receive` that counts a body's bytes and seconds, whatever its Content-Length said."""
+    seen = 0
+    is_complete = False
+
+    async def limited() -> Message:
+        nonlocal seen, is_complete
+        if is_complete:
+            return await receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS_MAX):
+                message = await receive()
+        except TimeoutError:
+            text = f"no part of the body came for {BODY_SECONDS_MAX:.0f} s"
+            raise ApiError(408, "RequestTimeout", text) from None
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if seen > BODY_BYTES_MAX:
+                raise _too_large()
+        return message
+
+    return limited
+
+
+def _with_safe_headers(send: Send) -> Send:
+    async def safe_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _SAFE_HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return safe_send

@@ -1,0 +1,95 @@
+"""Settings of `bacalhau serve`: plain data, filled by the command line and read by the composition.
+
+Nothing here reads files, environment or network, and nothing heavy is imported, so that the command
+line can build it at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["orchestrator", "compute", "both"]
+
+API_PORT = 1234
+NATS_PORT = 4222
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedPath:
+    """A local path pattern (a glob) that jobs may use as input; read-only unless `writable`."""
+
+    pattern: str
+    writable: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.pattern}:{'rw' if self.writable else 'ro'}"
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityOverrides:
+    """What the node offers, where the operator knows better than detection. None: detect.
+
+    Units: millicores, bytes, bytes, devices, executions at a time.
+    """
+
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    gpu: int | None = None
+    executions_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Everything that `bacalhau serve` was told.
+
+    role            which parts run in this process
+    data_dir        the only directory written to; made if absent
+    name            the node's name; empty: the host's name, kept in the data directory
+    labels          the node's labels, on top of the detected ones
+    listen_host     the API's address; anything but loopback needs tokens or `insecure_lab`
+    listen_port     0: any free port
+    api_token_file  digests of the API's bearer tokens; made with one fresh token if absent
+    nats_host       where the embedded NATS server listens
+    nats_port       -1: any free port
+    nats_url        an existing NATS instead of the embedded one; with role compute, the address
+                    of the orchestrator's NATS if the one it answers on joining is not reachable
+    orchestrator_url  role compute: the orchestrator's API
+    join_token      role compute: the single-use token to enrol with, needed the first time only
+    require_approval  nodes that joined wait for `bacalhau node approve`
+    relaxed_durability  acknowledge writes before they are on disk
+    on_exit         what happens to running workloads when this process ends by a signal
+    """
+
+    role: Role = "both"
+    data_dir: Path = Path.home() / ".bacalhau"
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    listen_host: str = "127.0.0.1"
+    listen_port: int = API_PORT
+    api_token_file: Path | None = None
+    insecure_lab: bool = False
+    nats_host: str = "127.0.0.1"
+    nats_port: int = NATS_PORT
+    nats_url: str = ""
+    orchestrator_url: str = ""
+    join_token: str = ""
+    require_approval: bool = False
+    allow_paths: tuple[AllowedPath, ...] = ()
+    allow_private_urls: bool = False
+    capacity: CapacityOverrides = CapacityOverrides()
+    relaxed_durability: bool = False
+    on_exit: Literal["keep", "stop"] = "keep"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @property
+    def is_orchestrator(self) -> bool:
+        """True if the store, the reconcilers and the API run here."""
+        return self.role in ("orchestrator", "both")
+
+    @property
+    def is_compute(self) -> bool:
+        """True if executions run here."""
+        return self.role in ("compute", "both")
