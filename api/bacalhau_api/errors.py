@@ -64,16 +64,20 @@ class Problem:
     """One thing wrong with an input.
 
     `field` is a path as the user wrote it (`spec.tasks[0].engine.type`), `value` a short rendering
-    of what was given, `hint` the remedy (such as the nearest known field).
+    of what was given, `hint` the remedy (such as the nearest known field), `where` the source and
+    line (`job.yaml:12`) if the input came from a file.
     """
 
     field: str
     message: str
     value: str = ""
     hint: str = ""
+    where: str = ""
 
     def __str__(self) -> str:
         text = f"{self.field}: {self.message}" if self.field else self.message
+        if self.where:
+            text = f"{self.where}: {text}"
         if self.value:
             text += f" (got {self.value})"
         return f"{text}; {self.hint}" if self.hint else text

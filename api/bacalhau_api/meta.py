@@ -2,7 +2,7 @@
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field
 
@@ -12,7 +12,7 @@ NAME_LENGTH_MAX = 63
 LABEL_VALUE_LENGTH_MAX = 256
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
-API_VERSION = "bacalhau.org/v1"
+API_VERSION: Final = "bacalhau.org/v1"
 DEFAULT_NAMESPACE = "default"
 
 

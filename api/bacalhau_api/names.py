@@ -123,7 +123,7 @@ def check_path(value: str) -> str:
         raise ValueError(f"a path may not contain the control character {found[0]!r}")
     if ".." in value.split("/"):
         raise ValueError("may not contain '..'; write the path it leads to")
-    return "/" + posixpath.normpath(value).lstrip("/.")
+    return "/" + posixpath.normpath(value).lstrip("/")
 
 
 def check_mount_path(value: str) -> str:

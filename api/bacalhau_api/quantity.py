@@ -6,8 +6,9 @@ message for users; each printer gives a short text that its parser reads back un
 """
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 INT64_MAX: Final = 2**63 - 1
 CPU_MILLIS_MAX: Final = 10**9
@@ -33,8 +34,8 @@ def _squeezed(text: str, example: str) -> str:
     squeezed = _SPACE.sub("", text[: 4 * _LENGTH_MAX]).lower()
     if squeezed.startswith("-"):
         raise ValueError("must not be negative")
-    if len(text) > 4 * _LENGTH_MAX or len(squeezed) > _LENGTH_MAX:
-        raise ValueError(f"is too long for a quantity; write it like {example}")
+    if len(text) > 4 * _LENGTH_MAX or len(squeezed) > _LENGTH_MAX or not squeezed.isascii():
+        raise ValueError(f"is not a quantity; write it like {example}")
     return squeezed
 
 
@@ -128,3 +129,42 @@ def format_seconds(seconds: int) -> str:
     minutes, left = divmod(rest, 60)
     parts = [(hours, "h"), (minutes, "m"), (left, "s")]
     return "".join(f"{n}{unit}" for n, unit in parts if n) or "0s"
+
+
+def from_quantities(amounts: Mapping[str, Any]) -> dict[str, Any]:
+    """Resources given as quantities (`{"cpu": "500m", "memory": "512Mi"}`), by their wire names.
+
+    What is given by its wire name stays as it is. Raises ValueError that names the resource.
+    """
+    found = dict(amounts)
+    for name, wire, parse in (
+        ("cpu", "cpuMillis", parse_cpu),
+        ("memory", "memoryBytes", parse_bytes),
+        ("disk", "diskBytes", parse_bytes),
+        ("gpu", "gpu", parse_gpu),
+    ):
+        given = found.get(name)
+        if given is None or (name == wire and not isinstance(given, str)):
+            continue
+        if name != wire and wire in found:
+            raise ValueError(f"{name} and {wire} are both given")
+        del found[name]
+        try:
+            found[wire] = parse(str(given))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+    return found
+
+
+def to_quantities(amounts: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite: resources by wire names, as short quantities for people."""
+    found = dict(amounts)
+    for name, wire, shown in (
+        ("cpu", "cpuMillis", format_cpu),
+        ("memory", "memoryBytes", format_bytes),
+        ("disk", "diskBytes", format_bytes),
+    ):
+        if wire in found:
+            found[name] = shown(found.pop(wire))
+    order = ("cpu", "memory", "disk", "gpu")
+    return {name: found[name] for name in order if name in found}

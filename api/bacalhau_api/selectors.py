@@ -94,14 +94,15 @@ def unmet(
 def describe(constraint: Constraint) -> str:
     """The text form of one constraint; `parse_selector` reads it back."""
     key, operator = constraint.key, constraint.operator
-    values = ",".join(_quoted(v) for v in constraint.values)
     if operator == "exists":
         return key
     if operator == "!":
         return f"!{key}"
     if operator in _ANY_VALUES:
+        values = ",".join(_quoted(v) or '""' for v in constraint.values)
         return f"{key} {operator} ({values})"
-    return f"{key}{ {'gt': '>', 'lt': '<'}.get(operator, operator) }{values}"
+    symbol = {"gt": ">", "lt": "<"}.get(operator, operator)
+    return f"{key}{symbol}{','.join(_quoted(v) for v in constraint.values)}"
 
 
 def _holds(constraint: Constraint, labels: Mapping[str, str]) -> bool:

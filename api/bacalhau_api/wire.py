@@ -113,7 +113,6 @@ class WelcomePart(Model):
 class Refused(Model):
     """The answer to a message that is not accepted; `again_seconds` says when to try again."""
 
-    refused: Literal[True] = True
     node: str
     session: str
     reason: str

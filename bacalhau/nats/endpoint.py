@@ -7,17 +7,20 @@ the gateway's pushes (`Transport`), and reads logs and outputs for the API (`Nod
 import asyncio
 import json
 import logging
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from nats.aio.client import Client as NatsClient
-from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
-from bacalhau.nats.subjects import decode_token, encode_token
+from bacalhau.nats.subjects import agent_subject, decode_token, node_subject
+from bacalhau.nats.transport import Message, Subscription, Transport
 from bacalhau.server.ports import LogStream
 from bacalhau_api.base import Model
-from bacalhau_api.errors import BacalhauError, NotFoundError, UnavailableError
+from bacalhau_api.errors import (
+    BacalhauError,
+    NotFoundError,
+    TransientError,
+    UnavailableError,
+)
 from bacalhau_api.wire import (
     Applied,
     Beat,
@@ -29,7 +32,6 @@ from bacalhau_api.wire import (
     OutputRead,
     OutputsList,
     OutputsPage,
-    Refused,
     WelcomePart,
 )
 from bacalhau_controllers.gateway import Gateway
@@ -47,29 +49,25 @@ Answer = TypeVar("Answer", bound=Model)
 class NodeEndpoint:
     """Serves nodes over one NATS connection of the controllers' account."""
 
-    def __init__(self, nats: NatsClient) -> None:
+    def __init__(self, nats: Transport) -> None:
         self._nats = nats
         self._gateway: Gateway | None = None
         self._slots = asyncio.Semaphore(REQUESTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._subscriptions: list[Any] = []
+        self._subscriptions: list[Subscription] = []
 
     async def open(self, gateway: Gateway) -> None:
         """Begin to answer nodes."""
         self._gateway = gateway
         for verb in ("hello", "facts", "beat"):
             self._subscriptions.append(
-                await self._nats.subscribe(f"node.*.{verb}", cb=self._received)
+                await self._nats.subscribe(node_subject("*", verb), self._received)
             )
-        await self._nats.flush(timeout=5)
 
     async def close(self) -> None:
         """Stop answering; requests under way are dropped, and asked again by their nodes."""
         for subscription in self._subscriptions:
-            try:
-                await subscription.unsubscribe()
-            except NatsError as error:
-                logger.debug("Failed to unsubscribe", extra={"error": str(error)})
+            await subscription.close()
         self._subscriptions.clear()
         for task in self._tasks:
             task.cancel()
@@ -77,7 +75,7 @@ class NodeEndpoint:
 
     # -- from nodes ----------------------------------------------------------------------------
 
-    async def _received(self, msg: Msg) -> None:
+    async def _received(self, msg: Message) -> None:
         await self._slots.acquire()
         task = asyncio.create_task(self._serve(msg))
         self._tasks.add(task)
@@ -89,7 +87,7 @@ class NodeEndpoint:
         if not task.cancelled() and task.exception() is not None:
             logger.error("Failed to answer a node", exc_info=task.exception())
 
-    async def _serve(self, msg: Msg) -> None:
+    async def _serve(self, msg: Message) -> None:
         """Answer one request. What is malformed gets no answer: only a broken or hostile node
         sends it, and the log says which."""
         assert self._gateway is not None
@@ -110,7 +108,10 @@ class NodeEndpoint:
             )
             return
         if msg.reply:
-            await self._nats.publish(msg.reply, reply.encode())
+            try:
+                await self._nats.publish(msg.reply, reply.encode())
+            except UnavailableError as error:
+                logger.info("Failed to answer a node", extra={"error": error.message})
 
     async def _hello(self, node: str, data: bytes) -> Model:
         assert self._gateway is not None
@@ -208,13 +209,12 @@ class NodeEndpoint:
         return session
 
     async def _ask(self, node: str, verb: str, message: Model, timeout_seconds: float) -> bytes:
-        subject = f"agent.{encode_token(node)}.{verb}"
         try:
-            reply = await self._nats.request(subject, message.encode(), timeout=timeout_seconds)
-        except (NatsError, TimeoutError) as error:
-            raise UnavailableError(
-                f"node {node} did not answer ({type(error).__name__})"
-            ) from error
+            reply = await self._nats.request(
+                agent_subject(node, verb), message.encode(), timeout=timeout_seconds
+            )
+        except TransientError as error:
+            raise UnavailableError(f"node {node} did not answer: {error.message}") from error
         failure = (reply.headers or {}).get("Error")
         if failure:
             busy = (reply.headers or {}).get("Busy")
@@ -234,8 +234,6 @@ def _named(message: Named, node: str) -> Named:
 
 def _decoded(model: type[Answer], data: bytes) -> Answer:
     try:
-        if b'"refused"' in data[:20]:
-            raise UnavailableError(Refused.decode(data).message)
         return model.decode(data)
     except ValidationError as error:
         raise UnavailableError("a node sent a malformed answer") from error

@@ -5,6 +5,7 @@ that nothing is parsed before it has been let in.
 """
 
 import asyncio
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,8 +34,16 @@ _SAFE_HEADERS = {
 class Guard:
     """Wraps an ASGI application; see the module."""
 
-    def __init__(self, app: ASGIApp, access: Access, *, requests_max: int = REQUESTS_MAX) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        *,
+        requests_max: int = REQUESTS_MAX,
+        count: Callable[[str, int], None] = lambda method, status: None,
+    ) -> None:
         self._app = app
+        self._count = count
         self._access = access
         self._requests_max = requests_max
         self._requests = 0
@@ -44,7 +53,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        safe_send = _with_safe_headers(send)
+        safe_send = self._with_safe_headers(scope["method"], send)
         try:
             self._admit(scope)
         except ApiError as error:
@@ -55,6 +64,17 @@ class Guard:
             await self._app(scope, _limited(receive), safe_send)
         finally:
             self._requests -= 1
+
+    def _with_safe_headers(self, method: str, send: Send) -> Send:
+        async def safe_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._count(method, message["status"])
+                headers = MutableHeaders(scope=message)
+                for name, value in _SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        return safe_send
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -154,14 +174,3 @@ def _limited(receive: Receive) -> Receive:
         return message
 
     return limited
-
-
-def _with_safe_headers(send: Send) -> Send:
-    async def safe_send(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in _SAFE_HEADERS.items():
-                headers.setdefault(name, value)
-        await send(message)
-
-    return safe_send

@@ -8,19 +8,21 @@ it was given; what changed since is found by the objects' versions and by rememb
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from bacalhau.server.problems import ApiError
+from bacalhau.server.query import Selection, cursor_text
+from bacalhau.server.reply import full_json
 from bacalhau_api.meta import Resource
 from bacalhau_controllers.cache import Cache
 from bacalhau_controllers.store import Cursor
 
-from bacalhau.server.query import Selection, cursor_text
-from bacalhau.server.reply import full_json
-
 BUFFER_EVENTS_MAX = 2000
 REMOVALS_MAX = 10_000
+WATCHERS_MAX = 1000
 
 EventType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED", "RESET", "ERROR"]
 
@@ -68,12 +70,13 @@ class Subscription:
     initial: Iterator[Event]
     buffer_max: int
     is_cut: bool = False
+    is_closed: bool = False
     _events: deque[tuple[Change, str]] = field(default_factory=deque)
     _filled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def offer(self, change: Change, cursor: str) -> None:
         """Called for each change; never blocks. Too many unread ones cut the watcher off."""
-        if self.is_cut or event_type(self.selection, change) is None:
+        if self.is_cut or self.is_closed or event_type(self.selection, change) is None:
             return
         if len(self._events) >= self.buffer_max:
             self.is_cut = True
@@ -82,15 +85,18 @@ class Subscription:
             self._events.append((change, cursor))
         self._filled.set()
 
+    def close(self) -> None:
+        """Wake the watcher up to find that the server is about to end."""
+        self.is_closed = True
+        self._filled.set()
+
     async def take(self, timeout_seconds: float) -> Event | None:
-        """The next event; None after `timeout_seconds` without one, or once it was cut."""
-        if not self._events and not self.is_cut:
+        """The next event; None after `timeout_seconds` without one, or once it was cut or closed."""
+        if not self._events and not self.is_cut and not self.is_closed:
             self._filled.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
                     await self._filled.wait()
-            except TimeoutError:
-                return None
         if not self._events:
             return None
         change, cursor = self._events.popleft()
@@ -119,8 +125,10 @@ class WatchHub:
         *,
         buffer_max: int = BUFFER_EVENTS_MAX,
         removals_max: int = REMOVALS_MAX,
+        watchers_max: int = WATCHERS_MAX,
     ) -> None:
         self._cache = cache
+        self._watchers_max = watchers_max
         self._buffer_max = buffer_max
         self._removals_max = removals_max
         self._removals: deque[_Removal] = deque()
@@ -139,9 +147,20 @@ class WatchHub:
         self._subscriptions.add(subscription)
         return subscription
 
+    def check_room(self) -> None:
+        """Raises ApiError (429) if there are as many watchers as there may be."""
+        if len(self._subscriptions) >= self._watchers_max:
+            message = f"the server has {len(self._subscriptions)} watchers, and takes no more"
+            raise ApiError(429, "TooManyWatchers", message, hint="try again later")
+
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop watching; no error if it was done."""
         self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """End all watches; clients are told how to go on."""
+        for subscription in tuple(self._subscriptions):
+            subscription.close()
 
     @property
     def cursor(self) -> str:
@@ -165,9 +184,10 @@ class WatchHub:
 
     def _note_horizon(self) -> None:
         cursor = self._cache.cursor
-        if self._cache.is_synced and cursor is not None:
-            if self._horizon is None or self._horizon.epoch != cursor.epoch:
-                self._horizon = cursor
+        if not self._cache.is_synced or cursor is None:
+            return
+        if self._horizon is None or self._horizon.epoch != cursor.epoch:
+            self._horizon = cursor
 
     def _initial(self, selection: Selection, since: Cursor | None) -> Iterator[Event]:
         """What exists now, or what has changed since. Taken at once, encoded as it is read."""
@@ -182,13 +202,22 @@ class WatchHub:
         if since is not None:
             horizon = self._horizon
             is_reset = (
-                horizon is None
-                or since.epoch != horizon.epoch
-                or since.revision < horizon.revision
+                horizon is None or since.epoch != horizon.epoch or since.revision < horizon.revision
             )
             if not is_reset:
-                items = [i for i in items if i.metadata.resource_version > since.revision]
+                changed = [
+                    item
+                    for item in self._cache.list(selection.kind, selection.namespace)
+                    if item.metadata.resource_version > since.revision
+                ]
+                items = [item for item in changed if selection.holds(item)]
+                # What does not match now may have matched before.
                 gone = [
+                    Change(item, None)
+                    for item in changed
+                    if not selection.holds(item) and selection.may_have_held(item)
+                ]
+                gone += [
                     removal.change
                     for removal in self._removals
                     if removal.seen_at.epoch == since.epoch

@@ -12,12 +12,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bacalhau.server.query import Selection, cursor_text, select_sorted, sort_key
 from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.meta import Resource
 from bacalhau_controllers.cache import Cache
 from bacalhau_controllers.contract import Clock, Ids
-
-from bacalhau.server.query import Selection, cursor_text, select_sorted, sort_key
 
 PAGE_ITEMS_DEFAULT = 500
 PAGE_ITEMS_MAX = 5000
@@ -61,7 +60,9 @@ class Pager:
         if limit is None or len(items) <= limit:
             return Page(items, version, "", 0)
         name = self._ids.uid()[:16]
-        snapshot = _Snapshot((selection, sort), items, version, self._clock.monotonic() + SNAPSHOT_SECONDS)
+        snapshot = _Snapshot(
+            (selection, sort), items, version, self._clock.monotonic() + SNAPSHOT_SECONDS
+        )
         self._snapshots[name] = snapshot
         self._drop_old()
         return _cut(snapshot, name, 0, limit, sort)
@@ -88,7 +89,9 @@ class Pager:
             if (key(item) < last if is_reversed else key(item) > last)
         ]
         version = cursor_text(self._cache.cursor)
-        fresh = _Snapshot((selection, sort), rest, version, self._clock.monotonic() + SNAPSHOT_SECONDS)
+        fresh = _Snapshot(
+            (selection, sort), rest, version, self._clock.monotonic() + SNAPSHOT_SECONDS
+        )
         name = self._ids.uid()[:16]
         self._snapshots[name] = fresh
         self._drop_old()

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bacalhau_api.base import Model
+from bacalhau.replies import ErrorModel, ProblemModel
 from bacalhau_api.errors import (
     BacalhauError,
     ConflictError,
@@ -31,29 +31,6 @@ logger = logging.getLogger(__name__)
 VALUE_LENGTH_MAX = 120
 PROBLEMS_MAX = 50
 RETRY_AFTER_SECONDS = 2
-
-
-class ProblemModel(Model):
-    """One thing wrong with an input; `field` is a path such as `spec.tasks[0].engine.type`."""
-
-    field: str = ""
-    message: str = ""
-    value: str = ""
-    hint: str = ""
-
-
-class ErrorModel(Model):
-    """The body of every answer with a status of 400 or more.
-
-    `field`, `value` and `hint` are those of the first problem, or empty.
-    """
-
-    reason: str = Field(description="One CamelCase word for programs, such as NotFound.")
-    message: str
-    field: str = ""
-    value: str = ""
-    hint: str = ""
-    problems: tuple[ProblemModel, ...] = ()
 
 
 class ApiError(BacalhauError):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bacalhau.server.problems import render
 from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.meta import Resource
 from bacalhau_api.selectors import parse_selector, unmet
@@ -11,8 +12,6 @@ from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Constraint, Job
 from bacalhau_api.v1.node import Node
 from bacalhau_controllers.store import Cursor
-
-from bacalhau.server.problems import render
 
 SELECTOR_LENGTH_MAX = 8192
 
@@ -75,6 +74,8 @@ FIELDS: Final[dict[str, Callable[[Resource], str | None]]] = {
     "spec.type": _type,
 }
 
+_CONSTANT: Final = frozenset({"name", "namespace", "uid", "node", "job"})
+
 
 @dataclass(frozen=True, slots=True)
 class FieldTest:
@@ -112,15 +113,18 @@ class Selection:
         labels = item.labels if isinstance(item, Node) else item.metadata.labels
         return not unmet(self.labels, labels)
 
+    def may_have_held(self, item: Resource) -> bool:
+        """False if an object can never have been one of them, by what never changes about it."""
+        constant = [test for test in self.fields if test.field.split(".")[-1] in _CONSTANT]
+        return Selection(self.kind, self.namespace, fields=tuple(constant)).holds(item)
+
     @property
     def is_plain(self) -> bool:
         """True if nothing but kind and namespace is asked for."""
         return not self.labels and not self.fields
 
 
-def select(
-    kind: str, namespace: str | None, label_selector: str, field_selector: str
-) -> Selection:
+def select(kind: str, namespace: str | None, label_selector: str, field_selector: str) -> Selection:
     """Build a selection from query texts. Raises InvalidError naming the parameter."""
     for name, text in (("labelSelector", label_selector), ("fieldSelector", field_selector)):
         if len(text) > SELECTOR_LENGTH_MAX:

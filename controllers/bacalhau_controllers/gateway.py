@@ -182,10 +182,6 @@ class Gateway:
             acked = fact.seq
         return Ack(node=batch.node, session=batch.session, seq=acked)
 
-    def gone(self, node: str) -> None:
-        """The transport saw this node's connection end."""
-        self._presence.gone(node)
-
     # -- pushes to nodes -----------------------------------------------------------------------
 
     def _on_change(self, old: Resource | None, new: Resource | None) -> None:

@@ -31,7 +31,9 @@ from bacalhau_controllers.store import (
     Write,
     check_lease_ttl,
     check_size,
+    check_total_size,
     check_writes,
+    clip,
     lease_deadline,
 )
 
@@ -128,9 +130,13 @@ class MemoryStore:
         """See Store.commit."""
         check_writes(writes)
         self._check_fence(why.fence)
+        total = 0
         for write in writes:
             if isinstance(write, Put):
-                check_size(write.resource, len(write.resource.encode()), self._object_bytes_max)
+                size = len(write.resource.encode())
+                check_size(write.resource, size, self._object_bytes_max)
+                total += size
+        check_total_size(total)
         for write in writes:
             self._check_expectation(write)
         return tuple([self._apply(write, why) for write in writes])
@@ -242,7 +248,14 @@ class MemoryStore:
             event = Removed(ref, revision)
             self._drop_old_tombstones()
         entry = HistoryEntry(
-            ref, uid, revision, self._clock.now(), why.actor, why.reason, why.message, stored
+            ref=ref,
+            uid=uid,
+            revision=revision,
+            time=self._clock.now(),
+            actor=clip(why.actor),
+            reason=clip(why.reason),
+            message=clip(why.message),
+            resource=stored,
         )
         entries = self._history.setdefault(ref, deque())
         entries.append(entry)

@@ -54,6 +54,7 @@ class Why:
     """Who writes, and why: goes into the history with each change.
 
     `actor` is such as `user:alice`, `job-reconciler`, `node:edge-1`; `reason` one CamelCase word.
+    Stores keep the first `WHY_LENGTH_MAX` characters of each text.
     """
 
     actor: str
@@ -192,6 +193,11 @@ class Store(Protocol):
 WRITES_MAX = 400
 """Most writes in one commit."""
 
+COMMIT_BYTES_MAX = 32 * 1024 * 1024
+"""Most bytes of all objects in one commit."""
+
+WHY_LENGTH_MAX = 1000
+
 OBJECT_BYTES_MAX = 1024 * 1024 - 16 * 1024
 """Most bytes of one encoded object: NATS' default payload limit, less room for headers."""
 
@@ -222,6 +228,18 @@ def check_size(resource: Resource, size_bytes: int, size_bytes_max: int) -> None
             hint="keep large data outside the object, such as in an input source",
         )
         raise InvalidError([problem])
+
+
+def check_total_size(size_bytes: int) -> None:
+    """Refuse a commit that no batch should hold. Raises InvalidError."""
+    if size_bytes > COMMIT_BYTES_MAX:
+        problem = Problem("writes", f"have more than {COMMIT_BYTES_MAX} bytes", str(size_bytes))
+        raise InvalidError([problem], hint="split the commit")
+
+
+def clip(text: str) -> str:
+    """A text of a Why as stores keep it."""
+    return text[:WHY_LENGTH_MAX]
 
 
 def check_lease_ttl(ttl_seconds: float) -> None:

@@ -5,10 +5,11 @@ import json
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bacalhau_api.base import Model, Timestamp
 from bacalhau_api.meta import Condition, ObjectMeta, Resource, Waiting
+from bacalhau_api.quantity import from_quantities
 
 
 class JobType(StrEnum):
@@ -53,12 +54,20 @@ class ResultPath(Model):
 
 
 class Resources(Model):
-    """Limits of one execution. Units: millicores, bytes, bytes, devices. 0 means the default."""
+    """Limits of one execution. Units: millicores, bytes, bytes, devices. 0 means the default.
+
+    May also be given as quantities: `cpu: 500m, memory: 512Mi, disk: 1Gi, gpu: 1`.
+    """
 
     cpu_millis: int = Field(default=0, ge=0)
     memory_bytes: int = Field(default=0, ge=0)
     disk_bytes: int = Field(default=0, ge=0)
     gpu: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_quantities(cls, data: Any) -> Any:
+        return from_quantities(data) if isinstance(data, dict) else data
 
 
 class NetworkType(StrEnum):
@@ -177,6 +186,9 @@ class JobSpec(Model):
     update: UpdateStrategy = UpdateStrategy()
     suspend: bool = False
     run_nonce: str = Field(default="", description="Change it to run an unchanged job again.")
+    rerun_nonce: str = Field(
+        default="", description="As runNonce, but set by `rerun`, so that applying a file keeps it."
+    )
     stop_generation: int = Field(
         default=0, ge=0, description="The newest generation that was stopped; set by `stop`."
     )

@@ -1,0 +1,128 @@
+"""The files by which a run is known, whoever of agent, zygote and worker is alive.
+
+Each is written once and never changed:
+
+    run.json   by the worker, before any guest code: which process it is. Only the worker that
+               created it goes on, so that a run that was asked for twice runs once.
+    exit.json  by the worker at an end that it sees, else by the zygote: how it ended; on disk
+               before anyone is told.
+    stop.json  by the agent, before it kills: the end that follows was wanted.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bacalhau.engines.processes import ProcessId
+
+RUN = "run.json"
+EXIT = "exit.json"
+STOP = "stop.json"
+
+MESSAGE_LENGTH_MAX = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """run.json. `time` in seconds since the epoch; `zygote` is the number of the parent."""
+
+    process: ProcessId
+    zygote: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """exit.json. The fields mean what those of `Observation` do; `time` since the epoch."""
+
+    exit_code: int | None
+    time: float
+    reason: str = ""
+    message: str = ""
+    is_system_fault: bool = False
+
+
+def printable(text: str) -> str:
+    """Text from a guest, made safe to print and bounded."""
+    clean = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    if len(clean) > MESSAGE_LENGTH_MAX:
+        clean = clean[:MESSAGE_LENGTH_MAX] + " [cut]"
+    return clean
+
+
+def write_started(directory: Path, started: Started) -> bool:
+    """False if the run was started by another worker."""
+    return _write_once(directory, RUN, asdict(started), is_durable=False)
+
+
+def read_started(directory: Path) -> Started | None:
+    """None if the run never began."""
+    data = _read(directory / RUN)
+    if data is None:
+        return None
+    return Started(ProcessId(**data["process"]), int(data["zygote"]), float(data["time"]))
+
+
+def write_end(directory: Path, end: End) -> bool:
+    """Record an end, on disk when this returns. False if one was recorded: the first stands."""
+    return _write_once(directory, EXIT, asdict(end), is_durable=True)
+
+
+def read_end(directory: Path) -> End | None:
+    """None if no end was recorded."""
+    data = _read(directory / EXIT)
+    return None if data is None else End(**data)
+
+
+def write_stop(directory: Path, time: float) -> bool:
+    """Note that the run is about to be killed on purpose."""
+    return _write_once(directory, STOP, {"time": time}, is_durable=False)
+
+
+def was_stopped(directory: Path) -> bool:
+    """True if somebody asked for the end."""
+    return (directory / STOP).exists()
+
+
+def stopped_end(time: float) -> End:
+    """The end of a run that was killed because `stop` was called."""
+    return End(exit_code=137, time=time, reason="Killed", message="stopped")
+
+
+def _write_once(
+    directory: Path, name: str, data: Mapping[str, Any], *, is_durable: bool
+) -> bool:
+    temporary = directory / f".{name}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(data).encode())
+        if is_durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        # A link, unlike a rename, fails where the name exists: that decides who was first.
+        os.link(temporary, directory / name)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    if is_durable:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    data = json.loads(text)
+    return data if isinstance(data, dict) else None

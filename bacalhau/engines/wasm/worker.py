@@ -1,0 +1,361 @@
+"""One process, one run: loads a compiled module, gives the guest what was granted, records the end.
+
+It is forked from the zygote in advance, sets itself up, and waits for its `Start` message. All
+ends that it can see it records itself: the guest's own, traps, the time limit, the output limit.
+So they are known even if agent and zygote are both gone. A crash of this process or a kill is
+recorded by the zygote.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import wasmtime
+
+from bacalhau.engines.logwriter import LogWriter, OutputLimitError, Stream
+from bacalhau.engines.processes import ProcessId
+from bacalhau.engines.wasm import protocol, records
+from bacalhau.engines.wasm.records import End
+from bacalhau.engines.wasm.runtime import make_engine
+
+OVERHEAD_BYTES = 256 * 1024 * 1024  # of private memory beside the guest's own
+OPEN_FILES_MAX = 1024
+PIPE_BYTES = 256 * 1024
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+_DRAIN_SECONDS_MAX = 30.0
+
+# A module that does nothing but touch the same machinery as any program, so that its set-up cost
+# (threads of the I/O runtime, first use of foreign functions) is paid before a job arrives.
+_WARM_UP = b"\0asm\x01\0\0\0"
+
+
+class StartError(Exception):
+    """The run cannot begin; says why, for users."""
+
+    def __init__(self, message: str, *, is_system_fault: bool = False) -> None:
+        super().__init__(message)
+        self.is_system_fault = is_system_fault
+
+
+def main(channel: socket.socket) -> NoReturn:
+    """Wait on the channel for a job and do it. Never returns: the process ends here."""
+    code = 70
+    try:
+        # A session of its own: nothing that is sent to the agent's terminal or group arrives here.
+        os.setsid()
+        engine = make_engine()
+        linker = wasmtime.Linker(engine)
+        linker.define_wasi()
+        _warm_up(engine)
+        data = channel.recv(protocol.MESSAGE_BYTES_MAX * 2)
+        if not data:  # the zygote is gone
+            os._exit(0)
+        _Run(protocol.decode(data), channel, engine, linker).execute()
+    except BaseException as error:
+        print(f"worker {os.getpid()}: {error!r}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _warm_up(engine: wasmtime.Engine) -> None:
+    store = wasmtime.Store(engine)
+    store.set_wasi(wasmtime.WasiConfig())
+    wasmtime.Instance(store, wasmtime.Module(engine, _WARM_UP), [])
+
+
+class _Run:
+    """The life of one run. Any of three threads may come to its end; the first one records it."""
+
+    def __init__(
+        self,
+        message: protocol.Message,
+        channel: socket.socket,
+        engine: wasmtime.Engine,
+        linker: wasmtime.Linker,
+    ) -> None:
+        self._job = message
+        self._channel = channel
+        self._engine = engine
+        self._linker = linker
+        self._directory = Path(message["directory"])
+        self._ending = threading.Lock()
+        self._writer: LogWriter
+        self._reader: threading.Thread
+
+    def execute(self) -> NoReturn:
+        """Claim the run, do it, record its end."""
+        me = ProcessId.of(os.getpid())
+        if me is None:
+            raise RuntimeError("no /proc")
+        started = records.Started(me, zygote=os.getppid(), time=time.time())
+        if not records.write_started(self._directory, started):
+            os._exit(0)  # another worker has it
+        self._send(protocol.STARTED)
+        try:
+            self._confine()
+            self._writer = LogWriter(
+                Path(self._job["stdout"]),
+                Path(self._job["stderr"]),
+                Path(self._job["log_index"]),
+                bytes_max=self._job["output_bytes_max"],
+            )
+            end = self._guest()
+        except StartError as error:
+            end = _ended(None, "StartFailed", str(error), is_fault=error.is_system_fault)
+        except OSError as error:
+            end = _ended(None, "StartFailed", f"the node cannot start it: {error}", is_fault=True)
+        self._finish(end)
+
+    def _confine(self) -> None:
+        """Take away what the process does not need, in case the guest gets out of its box."""
+        os.umask(0o022)
+        os.chdir(self._directory)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _lower(resource.RLIMIT_NOFILE, OPEN_FILES_MAX)
+        _lower(resource.RLIMIT_DATA, self._job["memory_bytes_max"] + OVERHEAD_BYTES)
+        if self._job["file_bytes_max"]:
+            _lower(resource.RLIMIT_FSIZE, self._job["file_bytes_max"])
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+    def _guest(self) -> End:
+        store = wasmtime.Store(self._engine)
+        store.set_limits(memory_size=self._job["memory_bytes_max"], table_elements=10_000_000)
+        config = wasmtime.WasiConfig()
+        config.argv = self._job["argv"]
+        config.env = self._job["env"].items()
+        config.inherit_stdout()
+        config.inherit_stderr()
+        for preopen in self._job["preopens"]:
+            _preopen(config, preopen)
+        store.set_wasi(config)
+        for item in self._job["imports"]:
+            module = self._load(item["path"])
+            self._check_imports(store, module, f"import module {item['name']}")
+            self._linker.define_module(store, item["name"], module)
+        module = self._load(self._job["module"])
+        self._check_imports(store, module, "module")
+        self._capture_output()
+        self._watch_time()
+        try:
+            instance = self._linker.instantiate(store, module)
+        except wasmtime.ExitTrap as error:
+            return _ended(error.code)
+        except wasmtime.Trap as error:
+            return _trapped(error)
+        except wasmtime.WasmtimeError as error:
+            return self._not_instantiated(error)
+        return self._call(store, instance)
+
+    def _call(self, store: wasmtime.Store, instance: wasmtime.Instance) -> End:
+        exports = instance.exports(store)
+        entrypoint = self._job["entrypoint"]
+        function = exports.get(entrypoint)
+        if not isinstance(function, wasmtime.Func):
+            names = [e for e in exports if isinstance(exports[e], wasmtime.Func)]
+            known = ", ".join(sorted(map(str, names))[:20]) or "none"
+            raise StartError(
+                f"the module exports no function {entrypoint}; exported functions: {known}"
+            )
+        kind = function.type(store)
+        if kind.params or kind.results:
+            raise StartError(f"function {entrypoint} must take no parameters and return nothing")
+        initialize = exports.get("_initialize")
+        try:
+            if entrypoint != "_start" and isinstance(initialize, wasmtime.Func):
+                initialize(store)
+            function(store)
+        except wasmtime.ExitTrap as error:
+            return _ended(error.code)
+        except wasmtime.Trap as error:
+            end = _trapped(error)
+        except wasmtime.WasmtimeError as error:
+            end = _ended(134, "Trap", str(error))
+        else:
+            return _ended(0)
+        size = _memory_size(store, exports)
+        limit = self._job["memory_bytes_max"]
+        # A refused growth is not reported as such. A program that traps with its memory (almost)
+        # at the limit did so because an allocation failed.
+        if size and limit - size < max(limit // 8, 2 * 1024 * 1024):
+            message = f"trapped with {size} of {limit} bytes of memory in use: {end.message}"
+            return _ended(137, "OutOfMemory", message)
+        return end
+
+    def _load(self, path: str) -> wasmtime.Module:
+        try:
+            return wasmtime.Module.deserialize_file(self._engine, path)
+        except wasmtime.WasmtimeError as error:
+            raise StartError(
+                f"the compiled module cannot be loaded: {error}", is_system_fault=True
+            ) from error
+
+    def _check_imports(self, store: wasmtime.Store, module: wasmtime.Module, what: str) -> None:
+        for item in module.imports:
+            name = item.name or ""
+            try:
+                self._linker.get(store, item.module, name)
+            except wasmtime.WasmtimeError as error:
+                raise StartError(
+                    f"the {what} imports {item.module}.{name}, which neither WASI preview 1 nor "
+                    "an import module provides; add the module to importModules"
+                ) from error
+
+    def _not_instantiated(self, error: wasmtime.WasmtimeError) -> End:
+        text = str(error)
+        if "exceeds memory limits" in text or "memory minimum size" in text:
+            limit = self._job["memory_bytes_max"]
+            return _ended(137, "OutOfMemory", f"it needs more than {limit} bytes to start: {text}")
+        return _ended(None, "StartFailed", f"the module cannot be instantiated: {text}")
+
+    def _capture_output(self) -> None:
+        """Lead file descriptors 1 and 2 through a thread into the log.
+
+        The guest's calls run without Python's lock, so the thread works beside it.
+        """
+        pipes: dict[int, Stream] = {}
+        streams: tuple[tuple[int, Stream], ...] = ((1, "stdout"), (2, "stderr"))
+        for number, stream in streams:
+            source, sink = os.pipe2(os.O_CLOEXEC)
+            with contextlib.suppress(OSError):
+                import fcntl
+
+                fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            os.dup2(sink, number)
+            os.close(sink)
+            pipes[source] = stream
+        threading.stack_size(512 * 1024)
+        self._reader = threading.Thread(target=self._copy, args=(pipes,), daemon=True)
+        self._reader.start()
+
+    def _copy(self, pipes: dict[int, Stream]) -> None:
+        poll = select.poll()
+        for fd in pipes:
+            poll.register(fd, select.POLLIN)
+        try:
+            while pipes:
+                for fd, _ in poll.poll():
+                    data = os.read(fd, PIPE_BYTES)
+                    if data:
+                        self._writer.write(pipes[fd], data)
+                    else:
+                        poll.unregister(fd)
+                        del pipes[fd]
+        except OutputLimitError as error:
+            self._finish(_ended(137, "OutputLimit", str(error)))
+        except OSError as error:
+            message = f"its output cannot be written: {error}"
+            self._finish(_ended(137, "EngineFault", message, is_fault=True))
+
+    def _watch_time(self) -> None:
+        seconds = self._job["timeout_seconds"]
+        if seconds is None:
+            return
+
+        def expire() -> None:
+            time.sleep(seconds)
+            self._finish(_ended(137, "Timeout", f"ran longer than the {seconds:g} s allowed"))
+
+        threading.Thread(target=expire, daemon=True).start()
+        # Should the thread be held up, the kernel ends the process a little later.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds * 1.05 + 1.0)
+
+    def _finish(self, end: End) -> NoReturn:
+        """Record the end and leave. A second thread that gets here waits for the exit."""
+        self._ending.acquire()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        reader = getattr(self, "_reader", None)
+        if reader is not None and reader is not threading.current_thread():
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            self._ending.release()
+            reader.join(_DRAIN_SECONDS_MAX)  # it may itself find that the output is too long
+            self._ending.acquire()
+        while True:
+            try:
+                if (writer := getattr(self, "_writer", None)) is not None:
+                    writer.sync()
+                records.write_end(self._directory, end)
+                break
+            except OSError:
+                # A full disk. What this process knows is known to nobody else, so it stays.
+                time.sleep(1.0)
+        self._send(protocol.ENDED)
+        os._exit(0)
+
+    def _send(self, what: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.send(what)
+
+
+def _ended(
+    exit_code: int | None, reason: str = "", message: str = "", *, is_fault: bool = False
+) -> End:
+    return End(exit_code, time.time(), reason, records.printable(message), is_fault)
+
+
+def _trapped(error: wasmtime.Trap) -> End:
+    return _ended(134, "Trap", error.message)
+
+
+def _memory_size(store: wasmtime.Store, exports: wasmtime.InstanceExports) -> int:
+    sizes = [m.data_len(store) for m in exports.values() if isinstance(m, wasmtime.Memory)]
+    return max(sizes, default=0)
+
+
+def _preopen(config: wasmtime.WasiConfig, preopen: protocol.Preopen) -> None:
+    """Grant one directory, and be sure that it is the one that was checked.
+
+    The path was free of symbolic links when it was vetted. It is opened once, the kernel is asked
+    what was opened, and that descriptor is what the guest gets.
+    """
+    host = preopen["host"]
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(host, flags)
+    except OSError as error:
+        raise StartError(
+            f"the source of {preopen['guest']} cannot be opened: {error.strerror}: {host}",
+            is_system_fault=True,
+        ) from error
+    try:
+        found = os.readlink(f"/proc/self/fd/{fd}")
+        if found != host:
+            raise StartError(
+                f"the source of {preopen['guest']} is {host}, but that leads to {found}; "
+                "a mount may not go through a symbolic link"
+            )
+        config.preopen_dir(f"/proc/self/fd/{fd}", preopen["guest"], preopen["writable"])
+    except wasmtime.WasmtimeError as error:
+        raise StartError(f"{preopen['guest']} cannot be granted: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def _lower(what: int, value: int) -> None:
+    """Set a limit, unless a lower one holds already."""
+    _, hard = resource.getrlimit(what)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (value, value))
+
+
+def run_forked(channel: socket.socket, keep: Sequence[int]) -> NoReturn:
+    """The first thing a forked worker does: close what belongs to the zygote, then `main`."""
+    kept = sorted({0, 1, 2, channel.fileno(), *keep})
+    for low, high in zip(kept, [*kept[1:], 1 << 20], strict=True):
+        os.closerange(low + 1, high)
+    main(channel)

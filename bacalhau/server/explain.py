@@ -1,0 +1,255 @@
+"""Why something is as it is, in words: what it waits for, who moves it next, what would help.
+
+Pure functions over objects that are stored anyway; the words for placement come from the stored
+verdicts, so that they are those of the decision itself.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from bacalhau.replies import Explanation, SlotWords
+from bacalhau_api.meta import Contact
+from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication, Slot
+from bacalhau_api.v1.job import Job, JobPhase, Verdict
+from bacalhau_api.v1.node import Membership, Node
+
+SLOTS_MAX = 50
+
+
+def explain_job(
+    job: Job, executions: Sequence[Execution], acceptances: Sequence[Acceptance]
+) -> Explanation:
+    """Explain a job by its present generation."""
+    status, name = job.status, job.name
+    generation = job.metadata.generation
+    current = [e for e in executions if e.spec.slot.generation == generation]
+    accepted = {a.spec.slot: a for a in acceptances if a.spec.slot.generation == generation}
+    slots = _slots(current, accepted)
+    remedies = [v.remedy for v in status.verdicts if v.remedy and not v.node]
+    if job.spec.suspend:
+        remedies.insert(0, f"let it go on: bacalhau resume {name}")
+    if status.phase in (JobPhase.FAILED, JobPhase.STOPPED):
+        remedies.append(f"run it again: bacalhau rerun {name}")
+    return Explanation(
+        kind="Job",
+        namespace=job.ref.namespace,
+        name=name,
+        phase=str(status.phase),
+        headline=_job_headline(job),
+        waiting=status.waiting,
+        because=tuple(_job_facts(job, current)),
+        remedies=tuple(dict.fromkeys(remedies)),
+        slots=tuple(slots[:SLOTS_MAX]),
+        verdicts=status.verdicts,
+    )
+
+
+def _job_headline(job: Job) -> str:
+    status, counts = job.status, job.status.slots
+    why = status.message or status.reason
+    if status.observed_generation < job.metadata.generation:
+        return "the job was changed a moment ago; its reconciler has not looked at it yet"
+    if job.spec.suspend and not status.phase.is_final:
+        return "the job is suspended by its user: nothing new is started"
+    match status.phase:
+        case JobPhase.COMPLETED:
+            return f"all {counts.total} slots have an accepted result"
+        case JobPhase.FAILED:
+            return f"it failed: {why or 'no reason was recorded'}"
+        case JobPhase.STOPPED:
+            return f"it was stopped{f': {why}' if why else ' by its user'}"
+        case JobPhase.QUEUED:
+            waiting = status.waiting
+            return f"it is queued: {(waiting and waiting.message) or why or 'nothing fits now'}"
+        case JobPhase.RUNNING:
+            return f"{counts.running} of {counts.total} slots run, {counts.succeeded} are done"
+    return why or "it has not been placed yet"
+
+
+def _job_facts(job: Job, executions: Sequence[Execution]) -> list[str]:
+    facts = []
+    for condition in job.status.conditions:
+        if condition.message:
+            is_true = "" if condition.status else "not "
+            facts.append(f"{is_true}{condition.type}: {condition.message}")
+    unheard = Counter(e.spec.node for e in executions if _is_unheard(e))
+    facts += [
+        f"node {node} is not heard from, {count} of its executions are open"
+        for node, count in sorted(unheard.items())
+    ]
+    failed = [e for e in executions if e.phase in (Phase.FAILED, Phase.REJECTED)]
+    words = Counter(_execution_words(e) for e in failed)
+    for text, count in words.most_common(5):
+        facts.append(f"{count} attempt{'s' if count > 1 else ''} ended so: {text}")
+    for verdict in job.status.verdicts[:3]:
+        facts += verdict_lines(verdict)
+    return facts
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """A placement decision in words."""
+    if verdict.node:
+        scores = ", ".join(f"{k} {v:.2f}" for k, v in sorted(verdict.scores.items()))
+        return [
+            f"slot {verdict.slot} was placed on {verdict.node}{f' ({scores})' if scores else ''}"
+        ]
+    lines = [f"slot {verdict.slot}: none of {verdict.nodes_total} nodes fits"]
+    for rule in verdict.rejected:
+        example = f", such as: {rule.example}" if rule.example else ""
+        lines.append(f"slot {verdict.slot}: {rule.rule} turned down {rule.nodes}{example}")
+    if verdict.nearest:
+        lines.append(f"slot {verdict.slot}: the nearest miss was {verdict.nearest}")
+    return lines
+
+
+def _slots(executions: Sequence[Execution], accepted: dict[Slot, Acceptance]) -> list[SlotWords]:
+    newest: dict[Slot, Execution] = {}
+    attempts: Counter[Slot] = Counter()
+    for execution in executions:
+        slot = execution.spec.slot
+        attempts[slot] += 1
+        if slot not in newest or execution.spec.attempt > newest[slot].spec.attempt:
+            newest[slot] = execution
+    words = []
+    for slot, execution in newest.items():
+        won = accepted.get(slot)
+        words.append(
+            SlotWords(
+                slot=str(slot),
+                state="Accepted" if won else _state(execution),
+                execution=won.spec.execution if won else execution.name,
+                node=won.spec.node if won else execution.spec.node,
+                attempts=attempts[slot],
+                message="" if won else _execution_words(execution),
+            )
+        )
+
+    def order(item: SlotWords) -> tuple[bool, int, str]:
+        return (item.state == "Accepted", int(item.slot) if item.slot.isdecimal() else 0, item.slot)
+
+    return sorted(words, key=order)
+
+
+def _state(execution: Execution) -> str:
+    if execution.status.contact is not Contact.REACHABLE and not execution.phase.is_final:
+        return f"{execution.phase}/{execution.status.contact}"
+    return str(execution.phase)
+
+
+def _is_unheard(execution: Execution) -> bool:
+    return execution.status.contact is not Contact.REACHABLE and not execution.phase.is_final
+
+
+def _execution_words(execution: Execution) -> str:
+    report = execution.status.report
+    waiting = execution.status.waiting or (report.waiting if report else None)
+    if waiting is not None:
+        return waiting.message or waiting.what
+    if report is None:
+        return "its node has not reported on it yet"
+    words = report.message or report.reason
+    if report.exit_code:
+        words = f"exit code {report.exit_code}{f': {words}' if words else ''}"
+    return words
+
+
+def explain_execution(execution: Execution, acceptance: Acceptance | None) -> Explanation:
+    """Explain one attempt."""
+    status, spec = execution.status, execution.spec
+    report = status.report
+    waiting = status.waiting or (report.waiting if report else None)
+    because = []
+    if status.contact is not Contact.REACHABLE:
+        because.append(f"node {spec.node} is {status.contact}: what it does now is not known")
+    if spec.desired == "Stop":
+        because.append(f"it was asked to stop: {spec.stop_reason or 'by its job'}")
+    if spec.superseded:
+        because.append("another attempt's result was accepted for its slot")
+    if acceptance is not None and acceptance.spec.execution_uid == execution.metadata.uid:
+        because.append("its result is the accepted one of its slot")
+    if report is not None and report.is_system_fault:
+        because.append("its end is the system's fault and not charged to the job's attempts")
+    if report is not None and report.run > 1:
+        because.append(f"it was started {report.run} times on its node")
+    where = f"attempt {spec.attempt} of slot {spec.slot} on node {spec.node}"
+    words = _execution_words(execution)
+    return Explanation(
+        kind="Execution",
+        namespace=execution.metadata.namespace,
+        name=execution.name,
+        phase=_state(execution),
+        headline=f"{where} is {_state(execution)}{f': {words}' if words else ''}",
+        waiting=waiting,
+        because=tuple(because),
+    )
+
+
+def explain_node(node: Node, executions: Sequence[Execution]) -> Explanation:
+    """Explain whether and why a node gets work."""
+    spec, status = node.spec, node.status
+    because, remedies = [], []
+    open_count = sum(not e.is_final for e in executions)
+    if spec.membership is not Membership.APPROVED:
+        because.append(f"it is {spec.membership}: it gets no executions")
+        remedies.append(f"bacalhau node approve {node.name}")
+    if spec.unschedulable or spec.drain:
+        word = "drained" if spec.drain else "cordoned"
+        because.append(f"it is {word}: it gets no new executions")
+        remedies.append(f"bacalhau node uncordon {node.name}")
+    because += [f"taint {t.key}={t.value} keeps jobs away" for t in spec.taints]
+    for sort, plugs in (
+        ("engine", status.info.engines),
+        ("storage", status.info.storages),
+        ("publisher", status.info.publishers),
+    ):
+        because += [
+            f"{sort} {plug.name} cannot be used: {plug.reason}"
+            for plug in plugs
+            if not plug.available
+        ]
+    because += [
+        f"{'' if c.status else 'not '}{c.type}: {c.message}" for c in status.conditions if c.message
+    ]
+    takes = "takes new work" if not because and status.contact is Contact.REACHABLE else ""
+    headline = f"node {node.name} is {status.contact}, {open_count} executions are open on it"
+    return Explanation(
+        kind="Node",
+        name=node.name,
+        phase=str(status.contact),
+        headline=f"{headline}; it {takes}" if takes else headline,
+        waiting=status.waiting,
+        because=tuple(because),
+        remedies=tuple(remedies),
+    )
+
+
+def explain_publication(publication: Publication) -> Explanation:
+    """Explain how far a delivery is."""
+    status, spec = publication.status, publication.spec
+    report = status.report
+    words = (report.message or report.reason) if report else "its node has not reported on it yet"
+    because = [f"it was tried {report.attempts} times"] if report and report.attempts > 1 else []
+    if status.contact is not Contact.REACHABLE:
+        because.append(f"node {spec.node}, which has the outputs, is {status.contact}")
+    headline = f"outputs of slot {spec.slot} to {spec.publisher.type}: {status.phase}"
+    return Explanation(
+        kind="Publication",
+        namespace=publication.metadata.namespace,
+        name=publication.name,
+        phase=str(status.phase),
+        headline=f"{headline}{f': {words}' if words else ''}",
+        waiting=status.waiting or (report.waiting if report else None),
+        because=tuple(because),
+    )
+
+
+def explain_acceptance(acceptance: Acceptance) -> Explanation:
+    """Explain which result a slot holds."""
+    spec = acceptance.spec
+    return Explanation(
+        kind="Acceptance",
+        namespace=acceptance.metadata.namespace,
+        name=acceptance.name,
+        headline=f"slot {spec.slot} of job {spec.job} holds the result of {spec.execution}, "
+        f"which ran on node {spec.node}",
+    )

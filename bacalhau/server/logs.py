@@ -1,0 +1,261 @@
+"""Logs of one execution, or of all executions of a job, read from nodes piece by piece.
+
+Records are plain data: `{execution, slot, attempt, stream, text, time, offset}` (`offset` only
+where reading can go on from), or `{execution, notice}`
+where something is to be told beside the output; None stands for "still here, nothing new".
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from bacalhau.server.ports import LogStream, Services
+from bacalhau.server.waiter import Waiter, rings
+from bacalhau_api.errors import BacalhauError, NotFoundError, UnavailableError
+from bacalhau_api.meta import Ref
+from bacalhau_api.v1.execution import Execution, Phase
+from bacalhau_api.v1.job import Job
+from bacalhau_api.wire import LogChunk, LogPiece
+
+WAIT_SECONDS = 10.0
+AWAY_SECONDS = 2.0
+FOLLOWED_MAX = 256
+QUEUE_RECORDS_MAX = 256
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """What is asked for. `offset` continues an earlier read of one execution; `tail` starts so
+    many lines before the end."""
+
+    stream: LogStream = "all"
+    offset: int = 0
+    tail: int | None = None
+    follow: bool = False
+
+
+class Logs:
+    """Reads logs for all callers of one server."""
+
+    def __init__(self, services: Services, waiter: Waiter) -> None:
+        self._services = services
+        self._waiter = waiter
+        self._is_closed = False
+
+    def close(self) -> None:
+        """The server is about to end: followed logs break off at their next turn."""
+        self._is_closed = True
+        self._waiter.ring_all()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UnavailableError("the server is about to end", reason="ServerClosing")
+
+    async def of_execution(self, ref: Ref, query: LogQuery) -> AsyncGenerator[Record | None, None]:
+        """Records of one execution, to its end if followed. Raises UnavailableError if its node
+        is away, nothing is followed, and the orchestrator itself holds no part of the log."""
+        reader = _Reader(self._services, ref, query)
+        async with self._waiter.bell(ref) as bell:
+            while not reader.is_done:
+                self._check_open()
+                for record in await reader.read():
+                    yield record
+                if reader.must_wait and not reader.is_done:
+                    await rings(bell, AWAY_SECONDS)
+                    yield None
+
+    async def of_job(
+        self, ref: Ref, generation: int | None, query: LogQuery
+    ) -> AsyncGenerator[Record | None, None]:
+        """Records of all executions of one generation (the present one by default), as they come.
+        New executions are joined in while it is followed; it ends when the job has."""
+        queue: asyncio.Queue[Record] = asyncio.Queue(QUEUE_RECORDS_MAX)
+        readers: dict[str, asyncio.Task[None]] = {}
+        try:
+            async with self._waiter.bell(ref) as bell:
+                while True:
+                    self._check_open()
+                    is_over, executions = self._look(ref, generation)
+                    skipped = self._join(executions, readers, queue, query, bell)
+                    while not queue.empty():
+                        yield queue.get_nowait()
+                    is_read = all(task.done() for task in readers.values()) and queue.empty()
+                    if is_read and not skipped and (is_over or not query.follow):
+                        return
+                    if not await rings(bell, WAIT_SECONDS):
+                        yield None
+        finally:
+            for task in readers.values():
+                task.cancel()
+            await asyncio.gather(*readers.values(), return_exceptions=True)
+
+    def _look(self, ref: Ref, generation: int | None) -> tuple[bool, list[Execution]]:
+        """Whether nothing more will come, and the executions there are."""
+        cache = self._services.state.cache
+        job = cache.get(ref)
+        if not isinstance(job, Job):
+            return True, []
+        wanted = generation or job.metadata.generation
+        owned = [e for e in cache.owned_by(job.metadata.uid, "Execution")]
+        mine = [e for e in owned if isinstance(e, Execution) and e.spec.slot.generation == wanted]
+        mine.sort(key=lambda e: (e.spec.slot.partition, e.spec.slot.node, e.spec.attempt))
+        is_settled = job.status.observed_generation >= job.metadata.generation
+        is_over = (job.status.phase.is_final and is_settled) or wanted < job.metadata.generation
+        return is_over, mine
+
+    def _join(
+        self,
+        executions: list[Execution],
+        readers: dict[str, asyncio.Task[None]],
+        queue: asyncio.Queue[Record],
+        query: LogQuery,
+        bell: asyncio.Event,
+    ) -> bool:
+        """Begin to read what is not read yet. True if some have to wait until others have ended."""
+        active = sum(not task.done() for task in readers.values())
+        for execution in executions:
+            if execution.name in readers:
+                continue
+            if active >= FOLLOWED_MAX:
+                return True
+            active += 1
+            task = asyncio.create_task(self._copy(execution.ref, query, queue, bell))
+            task.add_done_callback(lambda _: bell.set())
+            readers[execution.name] = task
+        return False
+
+    async def _copy(
+        self,
+        ref: Ref,
+        query: LogQuery,
+        queue: asyncio.Queue[Record],
+        bell: asyncio.Event,
+    ) -> None:
+        try:
+            async with aclosing(self.of_execution(ref, query)) as records:
+                async for record in records:
+                    if record is not None:
+                        await queue.put(record)
+                        bell.set()
+        except BacalhauError as error:
+            await queue.put({"execution": ref.name, "notice": error.message})
+
+
+class _Reader:
+    """Where one reader of one execution's log is."""
+
+    def __init__(self, services: Services, ref: Ref, query: LogQuery) -> None:
+        self._services = services
+        self._ref = ref
+        self._query = query
+        self._offset: int | None = None if query.tail is not None else query.offset
+        self._tail = query.tail
+        self._is_away = False
+        self.is_done = False
+        self.must_wait = False
+
+    async def read(self) -> list[Record]:
+        """The next records; sets `is_done`, and `must_wait` if reading again at once is no use."""
+        self.must_wait = False
+        execution = self._services.state.cache.get(self._ref)
+        if not isinstance(execution, Execution):
+            self.is_done = True
+            return [self._notice("the execution was deleted")]
+        started = self._services.clock.monotonic()
+        try:
+            chunk = await self._services.nodes.read_log(
+                execution.spec.node,
+                self._ref.namespace,
+                self._ref.name,
+                self._query.stream,
+                self._offset,
+                self._tail,
+                WAIT_SECONDS if self._query.follow and not execution.is_final else 0.0,
+            )
+        except UnavailableError as error:
+            return self._away(execution, error)
+        except NotFoundError as error:
+            return self._absent(execution, error.message)
+        notices = [self._notice(f"node {execution.spec.node} is back")] if self._is_away else []
+        self._is_away = False
+        if chunk.error:
+            return notices + self._absent(execution, chunk.error)
+        took_seconds = self._services.clock.monotonic() - started
+        return notices + self._taken(execution, chunk, took_seconds)
+
+    def _taken(self, execution: Execution, chunk: LogChunk, took_seconds: float) -> list[Record]:
+        self._offset, self._tail = chunk.next_offset, None
+        records = [self._record(execution, piece) for piece in chunk.pieces]
+        if records:  # only from behind the last piece can a reader go on
+            records[-1]["offset"] = chunk.next_offset
+        if chunk.is_end:
+            self.is_done = True
+        elif not chunk.pieces:
+            # An execution that was final before the read has nothing more to say.
+            self.is_done = not self._query.follow or execution.is_final
+            self.must_wait = took_seconds < WAIT_SECONDS / 2
+        return records
+
+    def _absent(self, execution: Execution, message: str) -> list[Record]:
+        if self._query.follow and not execution.is_final:
+            self.must_wait = True
+            return []
+        self.is_done = True
+        if execution.phase in (Phase.PENDING, Phase.PREPARING):
+            return [self._notice(f"nothing was written yet: it is {execution.phase}")]
+        if execution.phase is Phase.REJECTED:
+            report = execution.status.report
+            return [self._notice(f"it never ran: {report.message if report else ''}")]
+        return [self._notice(message)]
+
+    def _away(self, execution: Execution, error: UnavailableError) -> list[Record]:
+        node = execution.spec.node
+        if self._query.follow and not execution.is_final:
+            self.must_wait = True
+            if self._is_away:
+                return []
+            self._is_away = True
+            return [self._notice(f"node {node} is away; its log goes on when it is back")]
+        self.is_done = True
+        tails = [
+            (stream, text)
+            for stream, text in _tails(execution)
+            if self._query.stream in ("all", stream)
+        ]
+        if not tails or self._offset:
+            raise UnavailableError(
+                f"the log of {self._ref.name} is on node {node}, which is away: {error.message}",
+                hint="it can be read when the node is back; bacalhau describe shows what is known",
+            )
+        notice = self._notice(f"node {node} is away; these are the last bytes of its report")
+        pieces = [
+            self._record(execution, LogPiece(stream=stream, text=text)) for stream, text in tails
+        ]
+        return [notice, *pieces]
+
+    def _notice(self, text: str) -> Record:
+        return {"execution": self._ref.name, "notice": text}
+
+    def _record(self, execution: Execution, piece: LogPiece) -> Record:
+        record: Record = {
+            "execution": execution.name,
+            "slot": str(execution.spec.slot),
+            "attempt": execution.spec.attempt,
+            "stream": piece.stream,
+            "text": piece.text,
+        }
+        if piece.time is not None:
+            record["time"] = piece.time.isoformat().replace("+00:00", "Z")
+        return record
+
+
+def _tails(execution: Execution) -> list[tuple[Any, str]]:
+    report = execution.status.report
+    if report is None:
+        return []
+    both = (("stdout", report.stdout_tail), ("stderr", report.stderr_tail))
+    return [(stream, text) for stream, text in both if text]

@@ -1,0 +1,143 @@
+"""Outputs of executions: lists, single files (resumable), and a whole execution as a tar stream.
+
+Everything is pulled from the node in bounded pieces, as fast as the client reads and no faster.
+"""
+
+import tarfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from bacalhau.server.ports import NodeReader
+from bacalhau.server.problems import ApiError, render
+from bacalhau_api.errors import InvalidError, NotFoundError, Problem, UnavailableError
+from bacalhau_api.v1.execution import Execution, OutputFile
+from bacalhau_api.wire import OutputsPage
+
+PIECE_BYTES = 256 * 1024
+PATH_LENGTH_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The bytes `start` to `end` (exclusive) of a file of `size` bytes."""
+
+    start: int
+    end: int
+    size: int
+
+
+async def list_page(nodes: NodeReader, execution: Execution, after: str) -> OutputsPage:
+    """One page of an execution's files. Raises UnavailableError, NotFoundError."""
+    check_output_path(after, field="after", allow_empty=True)
+    page = await nodes.list_outputs(
+        execution.spec.node, execution.metadata.namespace, execution.name, after
+    )
+    if page.error:
+        raise NotFoundError(f"execution {execution.name} has no outputs to read: {page.error}")
+    return page
+
+
+async def list_all(nodes: NodeReader, execution: Execution) -> AsyncIterator[OutputFile]:
+    """All files of an execution, in order."""
+    after = ""
+    while True:
+        page = await list_page(nodes, execution, after)
+        for file in page.files:
+            yield file
+        if page.is_last or not page.files:
+            return
+        after = page.files[-1].path
+
+
+async def find(nodes: NodeReader, execution: Execution, path: str) -> OutputFile:
+    """One file by its path. Raises NotFoundError."""
+    check_output_path(path)
+    # Paging from just before the path finds it in one step where lists are sorted by code point.
+    page = await list_page(nodes, execution, _just_before(path))
+    for file in page.files:
+        if file.path == path:
+            return file
+    async for file in list_all(nodes, execution):
+        if file.path == path:
+            return file
+    hint = f"list them: GET …/executions/{execution.name}/outputs"
+    raise NotFoundError(f"execution {execution.name} has no output {render(path)}", hint=hint)
+
+
+def _just_before(path: str) -> str:
+    last = ord(path[-1])
+    if last <= 1:
+        return path[:-1]
+    before = chr(last - 1) if last != 0xE000 else "\ud7ff"
+    return path[:-1] + before + "\U0010fffd"
+
+
+def check_output_path(path: str, *, field: str = "path", allow_empty: bool = False) -> None:
+    """Refuse what no output can be called. Raises InvalidError. The node checks again."""
+    if allow_empty and not path:
+        return
+    is_text = "\0" not in path and path.encode("utf-8", "replace").decode() == path
+    is_inside = not any(part in ("", ".", "..") for part in path.split("/"))
+    if not (is_text and is_inside and len(path) <= PATH_LENGTH_MAX):
+        hint = "use a relative path as the list of outputs gives it"
+        raise InvalidError([Problem(field, "is not the path of an output", render(path), hint)])
+
+
+def parse_range(header: str, offset: int, size: int) -> Span:
+    """What of a file is asked for, by a Range header or an offset. Raises ApiError (416)."""
+    start, end = offset, size
+    if header:
+        unit, _, ranges = header.partition("=")
+        first, dash, last = ranges.strip().partition("-")
+        digits = [t for t in (first, last) if t]
+        is_number = all(t.isascii() and t.isdigit() and len(t) < 19 for t in digits)
+        if unit.strip() == "bytes" and dash and digits and is_number:
+            if first:
+                start = int(first)
+                end = min(size, int(last) + 1) if last else size
+            else:
+                start = max(0, size - int(last))
+        # Several ranges, or other units: the whole file is a correct answer.
+    if start > size or (start == size and header and size):
+        raise ApiError(
+            416,
+            "RangeNotSatisfiable",
+            f"the file has {size} bytes, which is not more than {start}",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return Span(start, max(start, end), size)
+
+
+async def read_span(
+    nodes: NodeReader, execution: Execution, path: str, span: Span
+) -> AsyncIterator[bytes]:
+    """The bytes of a span. Raises UnavailableError in the middle if the file is shorter."""
+    at = span.start
+    while at < span.end:
+        piece = await nodes.read_output(
+            execution.spec.node,
+            execution.metadata.namespace,
+            execution.name,
+            path,
+            at,
+            min(PIECE_BYTES, span.end - at),
+        )
+        if not piece:
+            raise UnavailableError(f"output {path} ended at {at} of {span.end} bytes")
+        at += len(piece)
+        yield piece
+
+
+async def tar_stream(nodes: NodeReader, execution: Execution) -> AsyncIterator[bytes]:
+    """All outputs of an execution as one tar: regular files only, no times, no owners."""
+    async for file in list_all(nodes, execution):
+        info = tarfile.TarInfo(file.path)
+        info.size = file.size_bytes
+        info.mode = 0o644
+        yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        async for piece in read_span(
+            nodes, execution, file.path, Span(0, file.size_bytes, file.size_bytes)
+        ):
+            yield piece
+        yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)

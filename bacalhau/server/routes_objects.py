@@ -1,0 +1,319 @@
+"""Routes that every kind has: list, watch, get, history, explain; and delete where users may."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import create_model
+from starlette.responses import Response
+
+from bacalhau.kinds import ALL, API_ROOT, KindNames
+from bacalhau.replies import Deleted, ErrorModel, Explanation, HistoryItem, HistoryList, ListMeta
+from bacalhau.server.actions import not_found
+from bacalhau.server.context import Context, actor_of
+from bacalhau.server.explain import (
+    explain_acceptance,
+    explain_execution,
+    explain_job,
+    explain_node,
+    explain_publication,
+)
+from bacalhau.server.pages import PAGE_ITEMS_MAX
+from bacalhau.server.problems import render
+from bacalhau.server.query import parse_cursor, select, sort_key
+from bacalhau.server.reply import full_json, list_response, object_response
+from bacalhau.server.watch import watch_response
+from bacalhau_api.base import Model
+from bacalhau_api.meta import NAME_LENGTH_MAX, Ref, Resource
+from bacalhau_api.v1 import KINDS
+from bacalhau_api.v1.execution import Acceptance, Execution, Publication, acceptance_name
+from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.node import Node
+from bacalhau_controllers.store import HistoryEntry
+
+HISTORY_ENTRIES_MAX: Final = 1000
+_PATH_NAME_LENGTH_MAX: Final = 4 * NAME_LENGTH_MAX
+_DELETABLE: Final = frozenset({"Job", "Node"})
+
+_LIST_WORDS: Final = (
+    "Answers a list. With `watch=true` the answer is a stream of server-sent events instead, each "
+    "`{type, object}`: first RESET (only if the cursor given can no longer be continued: forget "
+    "what you hold), DELETED and ADDED for what exists or has changed since, SYNCED, then ADDED, "
+    "MODIFIED and DELETED as things happen. The `id` of an event is where to resume from, as "
+    "`resourceVersion` or Last-Event-ID. An ERROR event ends a stream that the client read too "
+    "slowly."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _ListQuery:
+    labels: str
+    fields: str
+    limit: int | None
+    token: str
+    sort: str
+    watch: bool
+    since: str
+    timeout_seconds: float | None
+
+
+def _list_query(
+    labels: Annotated[
+        str, Query(alias="labelSelector", description="Such as `team=data,tier in (a,b),!old`.")
+    ] = "",
+    fields: Annotated[
+        str, Query(alias="fieldSelector", description="Such as `phase=Running,node!=edge-1`.")
+    ] = "",
+    limit: Annotated[
+        int | None, Query(ge=1, le=PAGE_ITEMS_MAX, description="Objects per page; absent: all.")
+    ] = None,
+    token: Annotated[
+        str, Query(alias="continue", description="`metadata.continue` of the page before.")
+    ] = "",
+    sort: Annotated[
+        str, Query(description="`name` or `created`, with `-` in front for the other way.")
+    ] = "name",
+    watch: Annotated[bool, Query(description="Stream changes instead.")] = False,
+    since: Annotated[
+        str, Query(alias="resourceVersion", description="Watch: what changed after this cursor.")
+    ] = "",
+    timeout_seconds: Annotated[
+        float | None, Query(alias="timeoutSeconds", gt=0, description="Watch: end after so long.")
+    ] = None,
+    last_event_id: Annotated[str, Header(description="Watch: as resourceVersion, wins.")] = "",
+) -> _ListQuery:
+    sort_key(sort)
+    since = last_event_id or since
+    return _ListQuery(labels, fields, limit, token, sort, watch, since, timeout_seconds)
+
+
+_Asked = Annotated[_ListQuery, Depends(_list_query)]
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Responses = {
+    status: {"model": ErrorModel, "description": words}
+    for status, words in (
+        (400, "The request is not valid; `problems` has one entry for each thing that is wrong."),
+        (404, "There is no such object."),
+        (409, "It changed meanwhile, or exists already."),
+        (413, "The body is too large."),
+        (415, "The content type is not understood."),
+        (429, "Too much at once; see Retry-After."),
+        (503, "The store or the node cannot be reached now; see Retry-After."),
+    )
+}
+READ_ERRORS: Responses = {status: ERRORS[status] for status in (400, 404, 429, 503)}
+
+
+def add_routes(router: APIRouter, context: Context) -> None:
+    """Add the routes of every kind."""
+    for names in ALL:
+        _add_lists(router, context, names)
+        _add_get(router, context, names)
+        _add_history(router, context, names)
+        _add_explain(router, context, names)
+        if names.kind in _DELETABLE:
+            _add_delete(router, context, names)
+
+
+def path_ref(kind: str, namespace: str, name: str) -> Ref:
+    """A Ref from the parts of a path. Names that no object can have raise NotFoundError before
+    they reach a store, which may give some characters a meaning."""
+    for part in (namespace or "-", name):
+        is_short = 0 < len(part) <= _PATH_NAME_LENGTH_MAX
+        is_plain = part.isascii() and part.isprintable()
+        if not is_short or not is_plain or any(character in part for character in " */>"):
+            raise not_found(Ref(kind, render(namespace)[:80], render(name)[:80]))
+    return Ref(kind, namespace, name)
+
+
+def object_path(names: KindNames, sub: str = "") -> str:
+    """The route of one object of a kind, or of a subresource."""
+    where = "/namespaces/{namespace}" if names.namespaced else ""
+    return f"{API_ROOT}{where}/{names.plural}/{{name}}{sub}"
+
+
+def _namespace_of(request: Request) -> str:
+    # Not a parameter of the route functions: those of Node have none.
+    namespace: str = request.path_params.get("namespace", "")
+    return namespace
+
+
+def _ref_of(request: Request, names: KindNames) -> Ref:
+    return path_ref(names.kind, _namespace_of(request), request.path_params["name"])
+
+
+def path_parameters(names: KindNames) -> dict[str, Any]:
+    """The OpenAPI description of the parts of an object's path."""
+    parts = ["namespace", "name"] if names.namespaced else ["name"]
+    return {
+        "parameters": [
+            {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
+            for part in parts
+        ]
+    }
+
+
+def _list_model(kind: str) -> type[Model]:
+    items: Any = (tuple.__class_getitem__((KINDS[kind], ...)), ())
+    return create_model(
+        f"{kind}List",
+        __base__=Model,
+        api_version=(str, ""),
+        kind=(str, ""),
+        metadata=(ListMeta, ListMeta()),
+        items=items,
+    )
+
+
+def _add_lists(router: APIRouter, context: Context, names: KindNames) -> None:
+    kind = names.kind
+
+    def answer(namespace: str | None, asked: _ListQuery) -> Response:
+        cache = context.cache
+        selection = select(kind, namespace, asked.labels, asked.fields)
+        if asked.watch:
+            since = parse_cursor(asked.since, cache.cursor)
+            return watch_response(context.hub, selection, since, asked.timeout_seconds)
+        page = context.pager.page(selection, asked.sort, asked.limit, asked.token)
+        return list_response(
+            kind, page.items, page.resource_version, page.next_token, page.remaining
+        )
+
+    words: dict[str, Any] = {
+        "responses": {200: {"model": _list_model(kind)}, **READ_ERRORS},
+        "summary": f"List or watch {names.plural}",
+        "description": _LIST_WORDS,
+        "tags": [names.plural],
+    }
+    if names.namespaced:
+
+        @router.get(
+            f"{API_ROOT}/namespaces/{{namespace}}/{names.plural}",
+            operation_id=f"list{kind}sInNamespace",
+            **words,
+        )
+        async def list_in_namespace(namespace: str, asked: _Asked) -> Response:
+            return answer(namespace, asked)
+
+    @router.get(f"{API_ROOT}/{names.plural}", operation_id=f"list{kind}s", **words)
+    async def list_all(asked: _Asked) -> Response:
+        return answer(None, asked)
+
+
+def _add_get(router: APIRouter, context: Context, names: KindNames) -> None:
+    @router.get(
+        object_path(names),
+        operation_id=f"get{names.kind}",
+        summary=f"Get one of the {names.plural}",
+        responses={200: {"model": KINDS[names.kind]}, **READ_ERRORS},
+        openapi_extra=path_parameters(names),
+        tags=[names.plural],
+    )
+    async def get(request: Request) -> Response:
+        return object_response(context.find(Resource, _ref_of(request, names)))
+
+
+def _add_delete(router: APIRouter, context: Context, names: KindNames) -> None:
+    @router.delete(
+        object_path(names),
+        operation_id=f"delete{names.kind}",
+        summary=f"Delete one of the {names.plural}",
+        description="Finalizers keep the object until it is cleaned up; `force` does not wait.",
+        responses={200: {"model": Deleted}, **READ_ERRORS, 409: ERRORS[409]},
+        openapi_extra=path_parameters(names),
+        tags=[names.plural],
+    )
+    async def delete(request: Request, force: bool = False) -> Response:
+        ref = _ref_of(request, names)
+        left = await context.actions.delete(ref, actor_of(request), force=force)
+        pending = left.metadata.finalizers if left else ()
+        return object_response(
+            Deleted(kind=ref.kind, name=ref.name, deleted=left is None, pending=pending)
+        )
+
+
+def _add_history(router: APIRouter, context: Context, names: KindNames) -> None:
+    @router.get(
+        object_path(names, "/history"),
+        operation_id=f"history{names.kind}",
+        summary=f"What happened to one of the {names.plural}",
+        description="Goes on to answer after the object was deleted, while its history is kept.",
+        responses={200: {"model": HistoryList}, **READ_ERRORS},
+        openapi_extra=path_parameters(names),
+        tags=[names.plural],
+    )
+    async def history(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=HISTORY_ENTRIES_MAX)] = 100,
+        uid: Annotated[str, Query(description="One incarnation of the name only.")] = "",
+        objects: Annotated[bool, Query(description="With the object as it was.")] = False,
+    ) -> Response:
+        ref = _ref_of(request, names)
+        store = context.services.state.store
+        entries = await store.history(ref, limit=limit, uid=uid or None)
+        if not entries:
+            context.find(Resource, ref)
+        items = tuple(_history_item(entry, with_object=objects) for entry in entries)
+        return object_response(HistoryList(items=items))
+
+
+def _history_item(entry: HistoryEntry, *, with_object: bool) -> HistoryItem:
+    item = entry.resource
+    phase = getattr(getattr(item, "status", None), "phase", "")
+    return HistoryItem(
+        revision=entry.revision,
+        time=entry.time,
+        uid=entry.uid,
+        actor=entry.actor,
+        reason=entry.reason,
+        message=entry.message,
+        phase=str(phase),
+        removed=item is None,
+        object=json.loads(full_json(item)) if item is not None and with_object else None,
+    )
+
+
+def _add_explain(router: APIRouter, context: Context, names: KindNames) -> None:
+    @router.get(
+        object_path(names, "/explain"),
+        operation_id=f"explain{names.kind}",
+        summary="Why it is as it is, what it waits for, and what would help",
+        responses={200: {"model": Explanation}, **READ_ERRORS},
+        openapi_extra=path_parameters(names),
+        tags=[names.plural],
+    )
+    async def explain(request: Request) -> Response:
+        item = context.find(Resource, _ref_of(request, names))
+        return object_response(explanation_of(context, item))
+
+
+def explanation_of(context: Context, item: Resource) -> Explanation:
+    """Gather what belongs to an object, and explain it."""
+    cache = context.cache
+    match item:
+        case Job():
+            executions = cache.owned_by(item.metadata.uid, "Execution")
+            acceptances = cache.owned_by(item.metadata.uid, "Acceptance")
+            return explain_job(
+                item,
+                [e for e in executions if isinstance(e, Execution)],
+                [a for a in acceptances if isinstance(a, Acceptance)],
+            )
+        case Execution():
+            name = acceptance_name(item.spec.job, item.spec.job_uid, item.spec.slot)
+            acceptance = cache.get(Ref("Acceptance", item.ref.namespace, name))
+            return explain_execution(
+                item, acceptance if isinstance(acceptance, Acceptance) else None
+            )
+        case Node():
+            executions = cache.on_node(item.name, "Execution")
+            return explain_node(item, [e for e in executions if isinstance(e, Execution)])
+        case Publication():
+            return explain_publication(item)
+        case Acceptance():
+            return explain_acceptance(item)
+    raise not_found(item.ref)

@@ -1,0 +1,1 @@
+"""The durable store: objects, history and leases in one JetStream stream."""

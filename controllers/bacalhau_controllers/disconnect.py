@@ -1,0 +1,67 @@
+"""What happens to a job's executions while their node is not heard from: the effective policy.
+
+The one place where defaults are chosen, so that the reconcilers, `plan` and `describe` agree.
+Acting on it is left to the execution reconciler (contact) and the job reconciler (replacements).
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from bacalhau_api.v1.job import JobSpec, JobType
+
+SERVICE_AFTER_SECONDS: Final = 5 * 60
+OTHER_AFTER_SECONDS: Final = 30 * 60
+_LOCAL_SOURCES: Final = frozenset({"local", "localdirectory"})
+
+Action = Literal["hold", "replace", "stop"]
+Winner = Literal["firstAccepted", "keepOriginal", "keepReplacement"]
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveDisconnect:
+    """A policy with nothing left open.
+
+    `after_seconds` is None exactly for `hold`, which has no limit. `why` says in one sentence,
+    for users, where the choice comes from.
+    """
+
+    action: Action
+    after_seconds: int | None
+    reconcile: Winner
+    why: str
+
+
+def effective_disconnect(spec: JobSpec) -> EffectiveDisconnect:
+    """The policy that applies to a job: its own words first, then the default of its type."""
+    action, why = _action(spec)
+    after = None
+    if action != "hold":
+        after = spec.disconnect.after_seconds or _default_after(spec)
+    return EffectiveDisconnect(action, after, spec.disconnect.reconcile or "firstAccepted", why)
+
+
+def has_local_inputs(spec: JobSpec) -> bool:
+    """True if an input lies on the node itself, so that another node may not have it."""
+    types = (item.source.type.lower() for item in spec.task.input_sources)
+    return any(kind in _LOCAL_SOURCES for kind in types)
+
+
+def _action(spec: JobSpec) -> tuple[Action, str]:
+    asked = spec.disconnect.action
+    kind = spec.type.value
+    if asked == "replace" and spec.type.is_per_node:
+        return "hold", f"each slot of a {kind} job is one node, so nothing can replace it elsewhere"
+    if asked is not None:
+        return asked, "set by spec.disconnect.action"
+    if spec.type.is_per_node:
+        return "hold", f"the default for {kind} jobs"
+    if spec.type is JobType.BATCH and has_local_inputs(spec):
+        return (
+            "hold",
+            "the default for batch jobs with local inputs: another node may not have them",
+        )
+    return "replace", f"the default for {kind} jobs"
+
+
+def _default_after(spec: JobSpec) -> int:
+    return SERVICE_AFTER_SECONDS if spec.type is JobType.SERVICE else OTHER_AFTER_SECONDS

@@ -1,0 +1,1 @@
+"""Nodes: whether they take part, whether they are heard from, what they say they can do."""
