@@ -6,6 +6,7 @@ token and creating the Node are one commit, so a token works once, whoever races
 
 import hashlib
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -46,6 +47,8 @@ class Enrolment:
         self._ids = ids
         self.nats_url = nats_url
         self._require_approval = require_approval
+        self.on_joined: Callable[[], Awaitable[None]] = _nothing
+        """Called after a node was enrolled, before it is told so: lets it sign in."""
 
     async def create_token(
         self, *, node: str = "", ttl_seconds: int = TOKEN_TTL_SECONDS, actor: str = "user"
@@ -63,9 +66,7 @@ class Enrolment:
         spec = JoinTokenSpec(
             sha256=digest, expires_at=now + timedelta(seconds=ttl_seconds), node=node
         )
-        meta = ObjectMeta(
-            name=ref.name, namespace="", uid=self._ids.uid(), creation_timestamp=now
-        )
+        meta = ObjectMeta(name=ref.name, namespace="", uid=self._ids.uid(), creation_timestamp=now)
         await self._drop_expired(actor)
         await self._state.commit(
             [Put(JoinToken(metadata=meta, spec=spec), 0)], Why(actor, "JoinTokenCreated")
@@ -108,6 +109,7 @@ class Enrolment:
             )
         except ConflictError as error:
             raise ForbiddenError("the join token was used a moment ago by another node") from error
+        await self.on_joined()
         return self._reply(created)
 
     async def ensure(self, node: str, public_key: str) -> None:
@@ -124,6 +126,7 @@ class Enrolment:
             )
         created = self.new_node(node, public_key, is_approved=True)
         await self._state.commit([Put(created, 0)], Why(f"node:{node}", "NodeJoined"))
+        await self.on_joined()
 
     def new_node(self, node: str, public_key: str, *, is_approved: bool) -> Node:
         """The Node object of a machine that has just enrolled."""
@@ -150,6 +153,10 @@ class Enrolment:
                 [Delete(t.ref, t.metadata.resource_version) for t in dead],
                 Why(actor, "JoinTokenExpired"),
             )
+
+
+async def _nothing() -> None:
+    """Nobody needs to know."""
 
 
 def _check_node_name(name: str) -> None:

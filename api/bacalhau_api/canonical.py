@@ -8,14 +8,15 @@ rules are applied; and what is stored has one spelling for one meaning.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from bacalhau_api.errors import InvalidError
+from bacalhau_api.mend import mend
 from bacalhau_api.meta import Resource
 from bacalhau_api.params import Role, shape_config
 from bacalhau_api.quantity import parse_bytes, parse_cpu, parse_gpu
-from bacalhau_api.rules import settle_job, settle_node
+from bacalhau_api.rules import Report, settle_job, settle_node
 from bacalhau_api.selectors import parse_selector
-from bacalhau_api.errors import InvalidError
 from bacalhau_api.shape import Findings, Loc, Shaper, Special, fields_of, nearest, shape_of
-from bacalhau_api.tree import Fields, Node, Scalar, from_plain, is_null, shown
+from bacalhau_api.tree import Fields, Items, Node, Scalar, from_plain, is_null, shown
 from bacalhau_api.v1 import Node as NodeResource
 from bacalhau_api.v1.job import (
     InputSource,
@@ -92,6 +93,15 @@ def _constraints(shaper: Shaper, node: Node, loc: Loc) -> Any:
         return None
 
 
+def _tasks(shaper: Shaper, node: Node, loc: Loc) -> Any:
+    """Exactly one, for now: said here in words that help."""
+    if isinstance(node, Items) and len(node.items) != 1:
+        message = f"has {len(node.items)} tasks, a job has exactly one"
+        shaper.refuse(node, loc, message, hint="write one job for each task")
+        return None
+    return shaper.shape(node, fields_of(JobSpec)["tasks"], loc)
+
+
 def _config(role: Role) -> Special:
     return lambda shaper, node, loc: shape_config(role, shaper, node, loc)
 
@@ -103,6 +113,7 @@ _SPECIAL: Final[Mapping[object, Special]] = {
     (SpecConfig, "params"): lambda shaper, node, loc: None,  # `shape_config` takes them
     (Network, "type"): _network_type,
     (JobSpec, "constraints"): _constraints,
+    (JobSpec, "tasks"): _tasks,
     Resources: _resources,
 }
 
@@ -114,16 +125,32 @@ def settle(
 
     `is_flat` matches keys in any letter case and names missing fields as the flat form does.
     """
+    before = findings.count
     shaper = Shaper(findings, is_flat, is_flat, _SPECIAL)
     data = shaper.shape(root, shape_of(model))
     resource = shaper.validate(data, model)
-    if resource is None:
-        return None
+    looked_at, mended = (resource, frozenset[Loc]()) if resource else mend(data, model)
+    is_sound = findings.count == before
 
-    def report(loc: Loc, message: str, *, value: str = "", hint: str = "") -> None:
+    def report(
+        loc: Loc, message: str, *, value: str = "", hint: str = "", is_relation: bool = False
+    ) -> None:
+        """What relates several values says nothing while one of them may be a placeholder."""
+        placeholders = mended | shaper.refused
+        if not is_sound and (
+            is_relation
+            or shaper.is_misspelt(loc)
+            or any(loc[:end] in placeholders for end in range(len(loc) + 1))
+        ):
+            return
         node, rest = shaper.node_at(loc)
         findings.add(node, message, value=value, hint=hint, below=shaper.name_of(rest))
 
+    settled = _apply_rules(looked_at, report) if looked_at else None
+    return settled if findings.count == before else None
+
+
+def _apply_rules(resource: Resource, report: Report) -> Resource:
     if isinstance(resource, Job):
         return settle_job(resource, report)
     if isinstance(resource, NodeResource):
@@ -143,5 +170,3 @@ def canonical_job(job: Job) -> Job:
     findings.check()
     assert isinstance(settled, Job)
     return settled.but(status=job.status)
-
-

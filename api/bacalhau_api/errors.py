@@ -1,15 +1,15 @@
 """The tree of errors. The class says what to do next; the message names the object and the remedy.
 
-    BacalhauError
-    ├── TransientError          try again later, unchanged
-    │   ├── ConflictError       someone else wrote first: read again, decide again
-    │   ├── UnavailableError    a peer (store, node, engine) did not answer or refused for now
-    │   └── OutcomeUnknownError a write was sent and its answer lost: it may have happened
-    └── TerminalError           do not try again until something is changed
-        ├── InvalidError        input is wrong: carries the problems, field by field
-        ├── NotFoundError
-        ├── ForbiddenError
-        └── FencedError         this process has lost the lease under which it wrote
+BacalhauError
+├── TransientError          try again later, unchanged
+│   ├── ConflictError       someone else wrote first: read again, decide again
+│   ├── UnavailableError    a peer (store, node, engine) did not answer or refused for now
+│   └── OutcomeUnknownError a write was sent and its answer lost: it may have happened
+└── TerminalError           do not try again until something is changed
+    ├── InvalidError        input is wrong: carries the problems, field by field
+    ├── NotFoundError
+    ├── ForbiddenError
+    └── FencedError         this process has lost the lease under which it wrote
 """
 
 from collections.abc import Sequence

@@ -9,21 +9,22 @@ from typing import Any, Final
 
 from bacalhau_api.meta import API_VERSION
 from bacalhau_api.params import KNOWN, Role
+from bacalhau_api.quantity import to_quantities
 from bacalhau_api.shape import Findings, fields_of, nearest
 from bacalhau_api.tree import Fields, Items, Node, Scalar, is_null
-from bacalhau_api.quantity import to_quantities
-from bacalhau_api.v1.job import Job, JobSpec, SpecConfig
+from bacalhau_api.v1.job import Job, JobSpec
 
 _METADATA: Final = ("name", "namespace", "labels", "annotations")
 _SERVER_OWNED: Final = {
     "id": "ID", "state": "State", "version": "Version", "revision": "Revision",
     "createtime": "CreateTime", "modifytime": "ModifyTime",
 }  # fmt: skip
-_SPEC_OF_SERVER: Final = ("stopGeneration", "rerunNonce")
-_SPEC: Final = {
-    name.lower(): name for name in fields_of(JobSpec) if name not in _SPEC_OF_SERVER
-}
-_ENVELOPE: Final = frozenset({"job", "namespace", "credential", "idempotencytoken", "force"})
+_SERVER_SPEC: Final = ("stopGeneration", "rerunNonce")
+_SPEC: Final = {name.lower(): name for name in fields_of(JobSpec) if name not in _SERVER_SPEC}
+_SPELLINGS: Final = {
+    "url": "URL", "cid": "CID", "versionId": "VersionID", "checksumSha256": "ChecksumSHA256",
+    "cpu": "CPU", "gpu": "GPU",
+}  # fmt: skip
 
 
 def unwrap(root: Fields) -> Fields:
@@ -58,7 +59,7 @@ def to_manifest(root: Fields, findings: Findings) -> Fields:
             hint = "" if findings.is_full else nearest(key, _top_names())
             findings.add(value, "is not a known field", hint=hint)
         elif name in into.entries:
-            findings.add(value, f"is given twice: {_pascal(name)} in another letter case")
+            findings.add(value, f"is given twice: {pascal_name(name)} in another letter case")
         else:
             into.entries[name] = value
     spec.entries["tasks"] = _one_task(spec.entries.get("tasks"), findings, root)
@@ -78,11 +79,12 @@ def _manifest(root: Fields, metadata: Fields, spec: Fields) -> Fields:
 
 
 def _top_names() -> list[str]:
-    return [_pascal(name) for name in (*_METADATA, *_SPEC.values())]
+    return [pascal_name(name) for name in (*_METADATA, *_SPEC.values())]
 
 
-def _pascal(name: str) -> str:
-    return name[:1].upper() + name[1:]
+def pascal_name(name: str) -> str:
+    """The flat form's spelling of a field: `resultPaths` as `ResultPaths`, `cpu` as `CPU`."""
+    return _SPELLINGS.get(name, name[:1].upper() + name[1:])
 
 
 def _has_text(node: Node | None) -> bool:
@@ -160,10 +162,6 @@ def _move_module(task: Fields, source: Fields, target: str) -> Scalar:
 
 # --- Writing --------------------------------------------------------------------------------------
 
-_SPELLINGS: Final = {
-    "url": "URL", "cid": "CID", "versionId": "VersionID", "checksumSha256": "ChecksumSHA256",
-    "cpu": "CPU", "gpu": "GPU",
-}  # fmt: skip
 _FREE_FORM: Final = ("Env", "Meta", "Labels", "Annotations")
 
 
@@ -171,15 +169,15 @@ def from_job(job: Job) -> dict[str, Any]:
     """The job in the flat form, as plain data: what its user gave, without what the server owns."""
     spec = job.spec.but(stop_generation=0, rerun_nonce="").wire()
     meta = job.metadata.wire()
-    flat: dict[str, Any] = {
-        _pascal(name): meta[name] for name in _METADATA if name in meta
-    } | {"Type": spec.pop("type")}
-    flat |= {_pascal(name): _flat(value, name) for name, value in spec.items()}
+    flat: dict[str, Any] = {pascal_name(name): meta[name] for name in _METADATA if name in meta} | {
+        "Type": spec.pop("type")
+    }
+    flat |= {pascal_name(name): _flat(value, name) for name, value in spec.items()}
     return flat
 
 
 def _flat(value: Any, name: str) -> Any:
-    if _pascal(name) in _FREE_FORM:
+    if pascal_name(name) in _FREE_FORM:
         return value
     if isinstance(value, list):
         return [_flat(item, "") for item in value]
@@ -187,10 +185,10 @@ def _flat(value: Any, name: str) -> Any:
         return value
     if name == "resources":
         value = to_quantities(value)
-        return {_SPELLINGS.get(k, _pascal(k)): str(v) for k, v in value.items()}
+        return {pascal_name(k): str(v) for k, v in value.items()}
     if name in ("engine", "publisher", "source"):
         return _flat_config(value, Role(name))
-    return {_pascal(k): _flat(v, k) for k, v in value.items()}
+    return {pascal_name(k): _flat(v, k) for k, v in value.items()}
 
 
 def _flat_config(config: dict[str, Any], role: Role) -> dict[str, Any]:
@@ -204,5 +202,5 @@ def _flat_config(config: dict[str, Any], role: Role) -> dict[str, Any]:
 
 def _flat_params(params: Any) -> Any:
     if isinstance(params, dict):
-        return {_SPELLINGS.get(k, _pascal(k)): _flat_params(v) for k, v in params.items()}
+        return {pascal_name(k): _flat_params(v) for k, v in params.items()}
     return params

@@ -26,11 +26,11 @@ from bacalhau_api.yamlsafe import read_documents
 APPLIABLE: Final[dict[str, type[Resource]]] = {"Job": Job, "Node": NodeResource}
 """The kinds that users write; the others are written by controllers."""
 
-_SERVER_METADATA: Final = (
+SERVER_METADATA: Final = (
     "uid", "generation", "resourceVersion", "creationTimestamp", "deletionTimestamp", "finalizers",
     "ownerReferences",
 )  # fmt: skip
-_SERVER_SPEC: Final = ("stopGeneration", "rerunNonce")
+SERVER_SPEC: Final = ("stopGeneration", "rerunNonce")
 _MANIFEST_KEYS: Final = frozenset({"apiversion", "kind", "metadata", "spec"})
 
 
@@ -117,7 +117,7 @@ def _kind_of(root: Fields, findings: Findings) -> type[Resource] | None:
 
 def _name(manifest: Fields, default_name: str) -> None:
     metadata = manifest.entries.get("metadata")
-    if not default_name or metadata is not None and not isinstance(metadata, Fields | Scalar):
+    if not default_name or (metadata is not None and not isinstance(metadata, Fields | Scalar)):
         return
     if not isinstance(metadata, Fields):
         metadata = Fields(manifest.line)
@@ -132,11 +132,11 @@ def _clean(manifest: Fields, findings: Findings, model: type[Resource]) -> None:
     dropped = _drop(manifest, ("status",))
     if isinstance(metadata, Fields):
         own = () if model.namespaced else ("namespace",)
-        dropped += _drop(metadata, (*_SERVER_METADATA, *own))
+        dropped += _drop(metadata, (*SERVER_METADATA, *own))
         for name in ("labels", "annotations"):
             _drop_reserved(metadata.entries.get(name), findings)
     if isinstance(spec, Fields) and model is Job:
-        dropped += _drop(spec, _SERVER_SPEC)
+        dropped += _drop(spec, SERVER_SPEC)
         _drop_reserved(spec.entries.get("meta"), findings)
     if dropped:
         verb = "was" if len(dropped) == 1 else "were"

@@ -138,9 +138,7 @@ class Resource(Model):
         return {"apiVersion": self.api_version, "kind": self.kind} | super().wire()
 
 
-def set_condition(
-    conditions: tuple[Condition, ...], new: Condition
-) -> tuple[Condition, ...]:
+def set_condition(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:
     """Replace or add one condition; an unchanged status keeps its transition time."""
     out: list[Condition] = []
     found = False

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from bacalhau_api.base import Model
 from bacalhau_api.names import RESERVED_ENV_PREFIX, check_path, check_text, check_type_name
@@ -29,6 +29,9 @@ class Role(StrEnum):
 
 class Params(Model):
     """Parameters of one known type."""
+
+    # Validators are built on first use: a command needs those of one or two types.
+    model_config = ConfigDict(defer_build=True)
 
     @classmethod
     def of(cls, params: Mapping[str, object]) -> Self:
@@ -333,7 +336,9 @@ def shape_config(role: Role, shaper: Shaper, node: Node, loc: Loc) -> Any:
         data["params"] = _known_params(model, shaper, params, params_loc)
     else:
         _check_plug_type(shaper, node, loc, name)
-        data["params"] = {} if params is None or is_null(params) else shaper.plain(params, params_loc)
+        data["params"] = (
+            {} if params is None or is_null(params) else shaper.plain(params, params_loc)
+        )
     return data
 
 

@@ -56,9 +56,17 @@ Loc = tuple[str | int, ...]
 
 class Report(Protocol):
     """Takes one problem. `loc` is a path of wire names; `value` the offending value, if it may be
-    shown."""
+    shown; `is_relation` says that the problem lies between several values, not in one."""
 
-    def __call__(self, loc: Loc, message: str, *, value: str = "", hint: str = "") -> None: ...
+    def __call__(
+        self,
+        loc: Loc,
+        message: str,
+        *,
+        value: str = "",
+        hint: str = "",
+        is_relation: bool = False,
+    ) -> None: ...
 
 
 class _Checks:
@@ -129,7 +137,9 @@ def settle_node(node: Node, report: Report) -> Node:
         for index, taint in enumerate(node.spec.taints):
             checks.value((*spec, "taints", index, "key"), taint.key, check_label_key)
             checks.value((*spec, "taints", index, "value"), taint.value, check_label_value)
-        keys = [((*spec, "taints", i, "key"), (t.key, t.value)) for i, t in enumerate(node.spec.taints)]
+        keys = [
+            ((*spec, "taints", i, "key"), (t.key, t.value)) for i, t in enumerate(node.spec.taints)
+        ]
         checks.unique(keys, "the taint")
     key = node.spec.public_key
     if key and not re.fullmatch(r"U[A-Z2-7]{55}", key):
@@ -153,7 +163,9 @@ def settle_job(job: Job, report: Report) -> Job:
         spec=spec.but(
             count=_settle_count(spec, report),
             constraints=_settle_constraints(spec.constraints, checks),
-            tasks=tuple(_settle_task(t, (*loc, "tasks", i), checks) for i, t in enumerate(spec.tasks)),
+            tasks=tuple(
+                _settle_task(t, (*loc, "tasks", i), checks) for i, t in enumerate(spec.tasks)
+            ),
         ),
     )
     _check_size(settled, report)
@@ -177,7 +189,7 @@ def _settle_count(spec: JobSpec, report: Report) -> int:
         return spec.count
     if spec.count > 1:
         hint = f"leave it out: a job of type {spec.type} runs once on each matching node"
-        report(("spec", "count"), "must be 0 or 1", value=str(spec.count), hint=hint)
+        report(("spec", "count"), "must be 0 or 1", value=str(spec.count), hint=hint, is_relation=True)
     return 1
 
 
@@ -199,7 +211,7 @@ def _check_policies(spec: JobSpec, checks: _Checks) -> None:
         if policy.backoff_seconds > policy.backoff_seconds_max:
             message = f"must be at least backoffSeconds, {policy.backoff_seconds:g}"
             value = f"{policy.backoff_seconds_max:g}"
-            checks.report(("spec", name, "backoffSecondsMax"), message, value=value)
+            checks.report(("spec", name, "backoffSecondsMax"), message, value=value, is_relation=True)
     _check_exit_rules(spec.retry.exit_rules, ("spec", "retry", "exitRules"), checks)
 
 
@@ -262,7 +274,7 @@ def _check_timeouts(timeouts: Timeouts, loc: Loc, checks: _Checks) -> None:
     if 0 < timeouts.total_timeout < both:
         message = f"is less than executionTimeout and queueTimeout together ({both} seconds)"
         hint = "raise it, or lower the other two"
-        checks.report((*loc, "totalTimeout"), message, value=str(timeouts.total_timeout), hint=hint)
+        checks.report((*loc, "totalTimeout"), message, value=str(timeouts.total_timeout), hint=hint, is_relation=True)
 
 
 def _settle_inputs(
@@ -299,7 +311,9 @@ def _settle_results(
 
 def _check_mounts(task: Task, loc: Loc, checks: _Checks) -> None:
     """Inputs and results share the workload's file system."""
-    inputs = (((*loc, "inputSources", i, "target"), x.target) for i, x in enumerate(task.input_sources))
+    inputs = (
+        ((*loc, "inputSources", i, "target"), x.target) for i, x in enumerate(task.input_sources)
+    )
     results = (((*loc, "resultPaths", i, "path"), x.path) for i, x in enumerate(task.result_paths))
     checks.unique(chain(inputs, results), "the path")
 
@@ -311,13 +325,17 @@ def _check_wasm_modules(task: Task, loc: Loc, checks: _Checks) -> None:
     targets = tuple(x.target for x in task.input_sources)
     params = task.engine.params
     modules = [((*loc, "entryModule"), params.get("entryModule"))]
-    modules += [((*loc, "importModules", i), m) for i, m in enumerate(params.get("importModules", ()))]
+    modules += [
+        ((*loc, "importModules", i), m) for i, m in enumerate(params.get("importModules", ()))
+    ]
     for at, module in modules:
         if isinstance(module, str) and not any(
             module == t or module.startswith(f"{t}/") for t in targets
         ):
             hint = "add an input source with this target"
-            checks.report(at, "is not the target of an input source", value=shorten(module), hint=hint)
+            checks.report(
+                at, "is not the target of an input source", value=shorten(module), hint=hint
+            )
 
 
 _WITH_PORTS: Final = (NetworkType.HOST, NetworkType.FULL, NetworkType.BRIDGE)
@@ -327,14 +345,18 @@ def _settle_network(network: Network, loc: Loc, checks: _Checks) -> Network:
     domains = network.domains
     if domains and network.type is not NetworkType.HTTP:
         hint = "set type: HTTP, or leave the domains out"
-        checks.report((*loc, "domains"), f"cannot be used with network type {network.type}", hint=hint)
+        checks.report(
+            (*loc, "domains"), f"cannot be used with network type {network.type}", hint=hint
+        )
     elif checks.count((*loc, "domains"), domains, ENTRIES_MAX):
         domains = tuple(
             checks.value((*loc, "domains", i), d, check_domain) for i, d in enumerate(domains)
         )
     if network.ports and network.type not in _WITH_PORTS:
         hint = f"set type: {', '.join(_WITH_PORTS)}, or leave the ports out"
-        checks.report((*loc, "ports"), f"cannot be used with network type {network.type}", hint=hint)
+        checks.report(
+            (*loc, "ports"), f"cannot be used with network type {network.type}", hint=hint
+        )
     elif checks.count((*loc, "ports"), network.ports, ENTRIES_MAX):
         _check_ports(network, (*loc, "ports"), checks)
     return network.but(domains=domains)
@@ -355,6 +377,6 @@ def _check_port(port: Port, network: NetworkType, loc: Loc, checks: _Checks) -> 
         checks.report((*loc, "static"), "must be 1024-65535", value=str(port.static), hint=hint)
     if port.target and network is not NetworkType.BRIDGE:
         message = f"cannot be used with network type {network}, where the workload has the host's"
-        checks.report((*loc, "target"), message, value=str(port.target), hint="set type: Bridge")
+        checks.report((*loc, "target"), message, value=str(port.target), hint="set type: Bridge", is_relation=True)
     if port.host_network:
         checks.value((*loc, "hostNetwork"), port.host_network, check_ip)

@@ -80,9 +80,7 @@ def parse_selector(text: str) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
-def unmet(
-    constraints: tuple[Constraint, ...], labels: Mapping[str, str]
-) -> tuple[Constraint, ...]:
+def unmet(constraints: tuple[Constraint, ...], labels: Mapping[str, str]) -> tuple[Constraint, ...]:
     """The constraints that these labels do not satisfy; empty if all hold.
 
     `!=` and `notin` hold where the label is absent; `gt` and `lt` only where both sides are

@@ -26,6 +26,9 @@ Loc = tuple[str | int, ...]
 """Where a value stands in the typed object, by wire names: ("spec", "tasks", 0, "engine")."""
 
 PROBLEMS_MAX: Final = 20
+ENTRIES_MAX: Final = 10_000
+"""Entries of one list or mapping that are looked at at all; rules set tighter bounds."""
+
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -44,9 +47,9 @@ class Findings:
         return len(self._problems) >= PROBLEMS_MAX
 
     @property
-    def has_problems(self) -> bool:
-        """True if anything is wrong."""
-        return bool(self._problems)
+    def count(self) -> int:
+        """How many problems there are, those not kept included."""
+        return len(self._problems) + self._more
 
     def add(
         self, node: Node | None, message: str, *, value: str = "", hint: str = "", below: str = ""
@@ -66,13 +69,6 @@ class Findings:
         """Report something that was understood, but perhaps not as meant."""
         if message not in self.warnings and len(self.warnings) < PROBLEMS_MAX:
             self.warnings.append(message)
-
-    def absorb(self, problem: Problem, line: int = 0) -> None:
-        """Report a problem that is already worded."""
-        if self.is_full:
-            self._more += 1
-        else:
-            self._problems.append((line, problem))
 
     def check(self) -> None:
         """Raise InvalidError if there are problems, in the order of the lines."""
@@ -148,7 +144,8 @@ def fields_of(model: type[BaseModel]) -> Mapping[str, Shape]:
     found: dict[str, Shape] = {}
     for name, info in model.model_fields.items():
         wire = info.alias or name
-        shape = shape_of(info.annotation)
+        annotation: Any = info.annotation
+        shape = shape_of(annotation)
         is_number = shape is _FREE and wire.endswith(("Seconds", "SecondsMax", "Timeout"))
         found[wire] = Shape("seconds") if is_number else shape
     return found
@@ -179,6 +176,8 @@ class Shaper:
     def shape(self, node: Node, shape: Shape, loc: Loc = ()) -> Any:
         """Plain data (JSON types) for the value at `loc`; what cannot be is reported."""
         self.origins[loc] = node
+        if shape.what in ("list", "texts") and self._is_too_long(node, loc):
+            return None
         if shape.model is not None:
             take = self.special.get(shape.model)
             return take(self, node, loc) if take else self.shape_model(node, shape.model, loc)
@@ -189,6 +188,13 @@ class Shaper:
         if isinstance(node, Scalar):
             return self._scalar(node, shape, loc)
         return self.plain(node, loc)
+
+    def _is_too_long(self, node: Node, loc: Loc) -> bool:
+        count = len(node.items) if isinstance(node, Items) else 0
+        count = len(node.entries) if isinstance(node, Fields) else count
+        if count > ENTRIES_MAX:
+            self.refuse(node, loc, f"has {count} entries, far more than are allowed")
+        return count > ENTRIES_MAX
 
     def shape_model(self, node: Node, model: type[BaseModel], loc: Loc) -> Any:
         """As `shape`, for a mapping that holds a model's fields."""
@@ -226,7 +232,9 @@ class Shaper:
         self._suggested.add((loc, hint.removeprefix("did you mean ").removesuffix("?")))
         self.findings.add(node, "is not a known field", hint=hint)
 
-    def refuse(self, node: Node, loc: Loc, message: str, *, value: str = "", hint: str = "") -> None:
+    def refuse(
+        self, node: Node, loc: Loc, message: str, *, value: str = "", hint: str = ""
+    ) -> None:
         """Report a problem at `loc`, once: what validation would add there is left out."""
         self.refused.add(loc)
         self.findings.add(node, message, value=value, hint=hint)
@@ -289,18 +297,25 @@ class Shaper:
 
     def _report(self, detail: Any, base: Loc) -> None:
         loc: Loc = (*base, *detail["loc"])
+        if self.findings.is_full:
+            self.findings.add(None, "")  # only counted
+            return
         if any(loc[:end] in self.refused for end in range(len(loc) + 1)):
             return
         node, rest = self.node_at(loc)
+        if detail["type"] == "too_short" and isinstance(node, Items) and node.items:
+            return  # it has entries, each wrong, and reported as such
         message, hint = _worded(detail)
         if detail["type"] == "missing":
-            if (loc[:-1], str(loc[-1])) in self._suggested:
-                return  # already reported as a misspelt field
-            self.findings.add(node, message, below=self.name_of(rest), hint=hint)
+            if not self.is_misspelt(loc):
+                self.findings.add(node, message, below=self.name_of(rest), hint=hint)
             return
-        is_secret = "env" in loc
-        value = "" if node is None or is_secret or detail["type"] == "value_error" else shown(node)
+        value = "" if node is None or _is_secret(loc, node) else shown(node)
         self.findings.add(node, message, value=value, hint=hint)
+
+    def is_misspelt(self, loc: Loc) -> bool:
+        """Whether a field that is missing was already reported as an unknown one much like it."""
+        return bool(loc) and (loc[:-1], str(loc[-1])) in self._suggested
 
     def name_of(self, rest: Loc) -> str:
         """A field that is not there, as the user would write it."""
@@ -309,6 +324,13 @@ class Shaper:
         # The flat form has no `spec` and `metadata`, and spells its names Like This.
         names = [x for x in rest if x not in ("spec", "metadata")]
         return path_of([x[:1].upper() + x[1:] if isinstance(x, str) else x for x in names])
+
+
+def _is_secret(loc: Loc, node: Node) -> bool:
+    """Environments hold passwords, and so do some URLs."""
+    if "env" in loc or "environmentVariables" in loc:
+        return True
+    return isinstance(node, Scalar) and "://" in node.text and bool(set("@?") & set(node.text))
 
 
 def _worded(detail: Any) -> tuple[str, str]:
@@ -320,8 +342,10 @@ def _worded(detail: Any) -> tuple[str, str]:
         options = [x.strip("'") for x in context["expected"].replace(" or ", ", ").split(", ")]
         given = detail["input"]
         hint = nearest(given, options) if isinstance(given, str) else ""
-        message = f"must be one of {', '.join(options)}" if len(options) > 1 else (
-            f"must be {options[0]}"
+        message = (
+            f"must be one of {', '.join(options)}"
+            if len(options) > 1
+            else (f"must be {options[0]}")
         )
         return message, hint if hint.startswith("did") else ""
     message = detail["msg"].removeprefix("Value error, ")
@@ -353,4 +377,3 @@ _WORDS: Final = {
     "too_short": "has {actual_length} entries, at least {min_length} are needed",
     "extra_forbidden": "is not a known field",
 }
-

@@ -7,7 +7,7 @@ merge keys work within a small budget. What the values mean is for others (`shap
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
 
 import yaml
@@ -42,7 +42,7 @@ _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_CONSTANTS: Final[dict[str, Plain]] = {"": None, "~": None} | {
+_CONSTANTS: Final[Mapping[str, Plain]] = {"": None, "~": None} | {
     spelling: value
     for word, value in (("null", None), ("true", True), ("false", False))
     for spelling in (word, word.capitalize(), word.upper())
@@ -109,7 +109,7 @@ def _checked_text(text: str | bytes, source: str) -> str:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            line = text.count(b"\n", 0, error.start) + 1
+            line = error.object.count(b"\n", 0, error.start) + 1
             _refuse(source, line, "is not UTF-8 text", hint="save the file as UTF-8")
     text = text.removeprefix("\ufeff")
     if found := _FORBIDDEN.search(text):
@@ -302,9 +302,7 @@ class _YamlReader:
             self._refuse(line, f"the alias *{shorten(event.anchor)} lies within what it names")
         self._place(self._copy(target, len(self._stack)), None, line)
 
-    def _place(
-        self, node: Node, anchor: str | None, line: int, *, is_merge: bool = False
-    ) -> None:
+    def _place(self, node: Node, anchor: str | None, line: int, *, is_merge: bool = False) -> None:
         """Put a complete value where it belongs: as the root, an item, a key, or a key's value."""
         if anchor is not None:
             self._anchors[anchor] = node

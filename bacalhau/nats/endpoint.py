@@ -237,5 +237,3 @@ def _decoded(model: type[Answer], data: bytes) -> Answer:
         return model.decode(data)
     except ValidationError as error:
         raise UnavailableError("a node sent a malformed answer") from error
-
-

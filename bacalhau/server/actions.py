@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from bacalhau.server.ports import Services
 from bacalhau_api.admission import admit_job
 from bacalhau_api.admission import rerun as with_nonce
 from bacalhau_api.admission import stop as stopped
-
-from bacalhau.server.ports import Services
 from bacalhau_api.errors import (
     BacalhauError,
     ConflictError,
@@ -97,10 +96,9 @@ class Actions:
             nonlocal outcome
             given = submitted.spec.model_fields_set - {"public_key"}
             spec = node.spec.but(**{name: getattr(submitted.spec, name) for name in given})
-            meta = submitted.metadata
-            changed = node.but(spec=spec).with_meta(
-                labels=meta.labels, annotations=meta.annotations
-            )
+            kept = submitted.metadata.model_fields_set & {"labels", "annotations"}
+            meta = {name: getattr(submitted.metadata, name) for name in kept}
+            changed = node.but(spec=spec).with_meta(**meta)
             outcome = "unchanged" if changed == node else "configured"
             return changed
 

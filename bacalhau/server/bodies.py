@@ -45,7 +45,7 @@ async def read_manifest(
     """The one manifest of the body, and warnings about it. Name and namespace of the path are
     filled in where the manifest leaves them out. Raises InvalidError, ApiError (415)."""
     _check_type(request, MANIFEST_TYPES)
-    documents = parse_manifests(await request.body(), source="<body>")
+    documents = parse_manifests(await request.body(), source="<body>", default_name=name or "")
     if len(documents) != 1:
         message = f"holds {len(documents)} documents, where one is expected"
         raise InvalidError([Problem("", f"the body {message}")])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -158,7 +159,7 @@ def path_parameters(names: KindNames) -> dict[str, Any]:
 
 
 def _list_model(kind: str) -> type[Model]:
-    items: Any = (tuple.__class_getitem__((KINDS[kind], ...)), ())
+    items: Any = (GenericAlias(tuple, (KINDS[kind], ...)), ())
     return create_model(
         f"{kind}List",
         __base__=Model,

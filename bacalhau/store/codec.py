@@ -125,14 +125,13 @@ def decode_object(kind: str, data: bytes, revision: int) -> Resource:
         ) from error
 
 
-def history_headers(why: Why, uid: str, now: datetime, commit: str) -> dict[str, str]:
+def history_headers(why: Why, uid: str, now: datetime) -> dict[str, str]:
     """Who, why, when; safe for headers whatever the texts hold."""
     headers = {
         _ACTOR: _plain(why.actor),
         _REASON: _plain(why.reason),
         _UID: _plain(uid),
         _TIME: now.astimezone(UTC).isoformat(),
-        COMMIT: commit,
     }
     if why.message:
         headers[_MESSAGE] = _plain(why.message)

@@ -118,11 +118,13 @@ class Committer:
         self._busy: set[str] = set()  # object subjects in batches under way
         self._tasks: set[asyncio.Task[None]] = set()
         self._pause = 0.0
+        self._trouble = ""
         self._wake: asyncio.TimerHandle | None = None
         self._is_scheduled = False
         self._is_closed = False
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
+        self._unlisten = stream.transport.listen(self._connection_changed)
 
     async def commit(self, changes: Sequence[Change], fence: Fence | None) -> int:
         """Store all changes or none; return the sequence of the first, where change number k has
@@ -141,17 +143,19 @@ class Committer:
         except TimeoutError:
             if waiting.is_under_way or waiting.may_have_happened:
                 raise OutcomeUnknownError(
-                    f"the store did not confirm a write within {self._deadline:g} s",
+                    f"the store did not confirm a write within {self._deadline:g} s"
+                    + self._trouble,
                     hint="read the object again before writing",
                 ) from None
             raise UnavailableError(
-                f"the store took no write within {self._deadline:g} s",
+                f"the store took no write within {self._deadline:g} s" + self._trouble,
                 hint="check that the NATS server runs and has a leader for the stream",
             ) from None
 
     async def close(self) -> None:
         """Refuse what waits, and wait for what is under way."""
         self._is_closed = True
+        self._unlisten()
         if self._wake is not None:
             self._wake.cancel()
         for waiting in self._queue:
@@ -196,6 +200,12 @@ class Committer:
         self._wake = None
         self._pump()
 
+    def _connection_changed(self, is_connected: bool) -> None:
+        if is_connected and self._wake is not None:
+            self._wake.cancel()
+            self._pause = 0.0
+            self._woken()
+
     def _pump(self) -> None:
         self._is_scheduled = False
         while self._queue and len(self._tasks) < self._batches_max and not self._is_closed:
@@ -227,7 +237,8 @@ class Committer:
             own = [change.subject for change in waiting.changes]
             fence = waiting.fence
             fits = not batch or (
-                messages + count <= BATCH_MESSAGES_MAX and size + waiting.size_bytes <= BATCH_BYTES_MAX
+                messages + count <= BATCH_MESSAGES_MAX
+                and size + waiting.size_bytes <= BATCH_BYTES_MAX
             )
             is_compatible = fence is None or fences.get(fence.name, fence.token) == fence.token
             is_free = subjects.isdisjoint(own)
@@ -290,7 +301,7 @@ class Committer:
             for waiting in batch:
                 _fail(waiting, UnavailableError(f"{error}"))
             return []
-        self._pause = 0.0
+        self._pause, self._trouble = 0.0, ""
         for waiting in batch:
             _succeed(waiting, first)
             first += 2 * len(waiting.changes)
@@ -301,6 +312,7 @@ class Committer:
             return
         if not self._pause:
             logger.warning("Store did not take a batch", extra={"error": str(error)})
+        self._trouble = f": {error}"
         self._pause = min(max(self._pause * 2, _PAUSE_MIN), _PAUSE_MAX)
         delay = self._pause * random.uniform(0.5, 1.0)
         self._wake = asyncio.get_running_loop().call_later(delay, self._woken)
@@ -350,6 +362,9 @@ class Committer:
         """Answer a commit whose expectation did not hold; False if it is to be sent again."""
         if waiting.may_have_happened and await self._find_own(waiting):
             return True
+        if waiting.fence is not None and fence_subject(waiting.fence.name) in changed:
+            _fail(waiting, fenced(waiting.fence))
+            return True
         is_refused = False
         for change in waiting.changes:
             if change.subject not in changed:
@@ -360,15 +375,7 @@ class Committer:
                 change.expect_sent = message.sequence if message else 0
                 continue
             found = message.sequence if message and not is_absent else 0
-            error = ConflictError(
-                f"{change.ref} was expected at revision {change.expect} and is at {found}",
-                hint="read it again",
-            )
-            _fail(waiting, error)
-            is_refused = True
-        if waiting.fence is not None and fence_subject(waiting.fence.name) in changed:
-            # It overrules: who lost the lease must learn that first.
-            _fail(waiting, _fenced(waiting.fence))
+            _fail(waiting, conflict(change.ref, change.expect, found))
             is_refused = True
         return is_refused
 
@@ -382,8 +389,16 @@ class Committer:
         return False
 
 
-def _fenced(fence: Fence) -> FencedError:
+def fenced(fence: Fence) -> FencedError:
+    """The error for a fence that is outdated."""
     return FencedError(f"the lease {fence.name!r} was taken by another since token {fence.token}")
+
+
+def conflict(ref: Ref, expect: int, found: int) -> ConflictError:
+    """The error for an object that is not at the revision expected; 0 stands for absent."""
+    return ConflictError(
+        f"{ref} was expected at revision {expect} and is at {found}", hint="read it again"
+    )
 
 
 def _succeed(waiting: _Waiting, first: int) -> None:

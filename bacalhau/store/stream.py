@@ -108,9 +108,9 @@ class Stream:
         """The message with that sequence, or None if it was replaced or removed."""
         return await self._message({"seq": sequence})
 
-    async def first_since(self, moment: datetime) -> Stored | None:
-        """The oldest message that was stored at `moment` or later, and is still there."""
-        return await self._message({"start_time": moment.isoformat(), "next_by_subj": ">"})
+    async def first_since(self, moment: datetime, subjects: str) -> Stored | None:
+        """The oldest message under `subjects` stored at `moment` or later that is still there."""
+        return await self._message({"start_time": moment.isoformat(), "next_by_subj": subjects})
 
     async def _message(self, query: dict[str, object]) -> Stored | None:
         try:

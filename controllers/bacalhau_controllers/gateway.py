@@ -128,9 +128,7 @@ class Gateway:
         """Begin a session: answer with the full list (its first part)."""
         refusal = self._refusal(hello)
         if refusal:
-            logger.warning(
-                "Refused node", extra={"node": hello.node, "reason": refusal.reason}
-            )
+            logger.warning("Refused node", extra={"node": hello.node, "reason": refusal.reason})
             return refusal
         old = self._sessions.pop(hello.node, None)
         if old and old.sender:
@@ -262,9 +260,7 @@ class Gateway:
             node=session.node,
             session=session.id,
             number=session.number,
-            assignments=Assignments(
-                executions=tuple(executions), publications=tuple(publications)
-            ),
+            assignments=Assignments(executions=tuple(executions), publications=tuple(publications)),
             gone=tuple(gone),
         )
 

@@ -31,9 +31,16 @@ class Offer:
 class FactInbox:
     """Waiting facts of executions and publications. Open only while this process leads."""
 
-    def __init__(self, *, per_node_max: int = 1000, total_max: int = 50_000) -> None:
+    def __init__(
+        self,
+        *,
+        per_node_max: int = 1000,
+        total_max: int = 50_000,
+        offer_timeout_seconds: float = 20.0,
+    ) -> None:
         self._per_node_max = per_node_max
         self._total_max = total_max
+        self._offer_timeout_seconds = offer_timeout_seconds
         self._offers: dict[Ref, dict[Offer, None]] = {}
         self._per_node: dict[str, int] = {}
         self._wakers: dict[str, Callable[[Ref], None]] = {}
@@ -76,7 +83,12 @@ class FactInbox:
         self.offered += 1
         try:
             wake(ref)
-            await settled
+            async with asyncio.timeout(self._offer_timeout_seconds):
+                await settled
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"the fact about {ref} was not stored within {self._offer_timeout_seconds} s"
+            ) from error
         finally:
             self._remove(ref, offer)
 
@@ -150,6 +162,15 @@ class FactInbox:
         self._per_node[offer.node] -= 1
         if not self._per_node[offer.node]:
             del self._per_node[offer.node]
+
+
+def split_offers(
+    offers: Sequence[Offer], uid: str, node: str
+) -> tuple[tuple[Offer, ...], tuple[Offer, ...]]:
+    """Those that speak of the object with this uid and come from the node that it belongs to, and
+    the others."""
+    mine = tuple(o for o in offers if o.fact.uid == uid and o.node == node)
+    return mine, tuple(o for o in offers if o.fact.uid != uid or o.node != node)
 
 
 def subject_of(fact: Fact) -> Ref | None:

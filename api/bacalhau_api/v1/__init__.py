@@ -1,7 +1,9 @@
 """Version 1 of every kind, and the registry that decodes any of them."""
 
-import json
-from typing import Any, Final
+import re
+from typing import Final
+
+from pydantic_core import from_json
 
 from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.meta import Resource
@@ -20,16 +22,47 @@ KINDS: Final[dict[str, type[Resource]]] = {
 }
 
 
+# What `Resource.encode` begins with. Reading the kind from here spares parsing the text twice.
+_HEAD = re.compile(rb'\{"apiVersion":"[^"\\]*","kind":"([A-Za-z]+)"')
+
+
 def decode_resource(text: str | bytes) -> Resource:
-    """Decode an object of any known kind from the JSON that `Resource.encode` wrote.
+    """Decode an object of any known kind from JSON, such as `Resource.encode` wrote.
 
-    Raises InvalidError for an unknown kind, pydantic.ValidationError for a malformed object.
+    Raises InvalidError for what is not a JSON object of a known kind, pydantic.ValidationError for
+    a malformed object.
     """
-    kind: Any = json.loads(text).get("kind")
-    if kind not in KINDS:
+    data = text.encode() if isinstance(text, str) else text
+    kind: object
+    if head := _HEAD.match(data):
+        kind = head[1].decode()
+    else:
+        kind = _parsed_kind(data)
+    model = KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
         known = ", ".join(KINDS)
-        raise InvalidError([Problem("kind", "is not a known kind", repr(kind), f"use one of {known}")])
-    return KINDS[kind].decode(text)
+        shown = ascii(kind)[:60]
+        raise InvalidError([Problem("kind", "is not a known kind", shown, f"use one of {known}")])
+    return model.decode(data)
 
 
-__all__ = ["KINDS", "Acceptance", "Execution", "Job", "JoinToken", "Node", "Publication", "decode_resource"]
+def _parsed_kind(data: bytes) -> object:
+    try:
+        parsed = from_json(data)
+    except ValueError as error:
+        raise InvalidError([Problem("", f"is not valid JSON: {error}")]) from None
+    if not isinstance(parsed, dict):
+        raise InvalidError([Problem("", "must be a JSON object", hint="with apiVersion and kind")])
+    return parsed.get("kind")
+
+
+__all__ = [
+    "KINDS",
+    "Acceptance",
+    "Execution",
+    "Job",
+    "JoinToken",
+    "Node",
+    "Publication",
+    "decode_resource",
+]

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+CACHE_FORMAT = 1
 MESSAGE_BYTES_MAX = 160 * 1024  # below the kernel's default limit for one packet (208 KiB)
 SOCKET_BUFFER_BYTES = 1024 * 1024
 
@@ -103,6 +104,19 @@ def flavour() -> str:
     for part in (sys.version, sys.executable, metadata.version("wasmtime"), platform.machine()):
         known.update(part.encode() + b"\0")
     return known.hexdigest()[:16]
+
+
+@cache
+def cache_flavour() -> str:
+    """Identifies what compiled code depends on beside the module: 16 hex digits."""
+    features = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            features = line
+            break
+    version = metadata.version("wasmtime")
+    known = f"{CACHE_FORMAT}\0{version}\0{platform.machine()}\0{features}"
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
 def socket_name(name: str) -> str:

@@ -47,7 +47,9 @@ class End:
 
 def printable(text: str) -> str:
     """Text from a guest, made safe to print and bounded."""
-    clean = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    clean = "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
     if len(clean) > MESSAGE_LENGTH_MAX:
         clean = clean[:MESSAGE_LENGTH_MAX] + " [cut]"
     return clean
@@ -59,11 +61,14 @@ def write_started(directory: Path, started: Started) -> bool:
 
 
 def read_started(directory: Path) -> Started | None:
-    """None if the run never began."""
+    """None if the run never began. A file that a power cut spoilt names no living process."""
     data = _read(directory / RUN)
     if data is None:
         return None
-    return Started(ProcessId(**data["process"]), int(data["zygote"]), float(data["time"]))
+    try:
+        return Started(ProcessId(**data["process"]), int(data["zygote"]), float(data["time"]))
+    except (KeyError, TypeError, ValueError):
+        return Started(ProcessId(0, 0, ""), 0, 0.0)
 
 
 def write_end(directory: Path, end: End) -> bool:
@@ -74,7 +79,7 @@ def write_end(directory: Path, end: End) -> bool:
 def read_end(directory: Path) -> End | None:
     """None if no end was recorded."""
     data = _read(directory / EXIT)
-    return None if data is None else End(**data)
+    return None if data is None else End(**data)  # written whole, see _write_once
 
 
 def write_stop(directory: Path, time: float) -> bool:
@@ -92,9 +97,7 @@ def stopped_end(time: float) -> End:
     return End(exit_code=137, time=time, reason="Killed", message="stopped")
 
 
-def _write_once(
-    directory: Path, name: str, data: Mapping[str, Any], *, is_durable: bool
-) -> bool:
+def _write_once(directory: Path, name: str, data: Mapping[str, Any], *, is_durable: bool) -> bool:
     temporary = directory / f".{name}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -124,5 +127,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    data = json.loads(text)
-    return data if isinstance(data, dict) else None
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = None
+    return data if isinstance(data, dict) else {}

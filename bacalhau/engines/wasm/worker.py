@@ -8,6 +8,7 @@ recorded by the zygote.
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import select
@@ -16,7 +17,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -115,6 +115,8 @@ class _Run:
             end = _ended(None, "StartFailed", str(error), is_fault=error.is_system_fault)
         except OSError as error:
             end = _ended(None, "StartFailed", f"the node cannot start it: {error}", is_fault=True)
+        except Exception as error:
+            end = _ended(None, "EngineFault", f"unexpected {error!r}", is_fault=True)
         self._finish(end)
 
     def _confine(self) -> None:
@@ -230,8 +232,6 @@ class _Run:
         for number, stream in streams:
             source, sink = os.pipe2(os.O_CLOEXEC)
             with contextlib.suppress(OSError):
-                import fcntl
-
                 fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             os.dup2(sink, number)
             os.close(sink)
@@ -351,11 +351,3 @@ def _lower(what: int, value: int) -> None:
     _, hard = resource.getrlimit(what)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(what, (value, value))
-
-
-def run_forked(channel: socket.socket, keep: Sequence[int]) -> NoReturn:
-    """The first thing a forked worker does: close what belongs to the zygote, then `main`."""
-    kept = sorted({0, 1, 2, channel.fileno(), *keep})
-    for low, high in zip(kept, [*kept[1:], 1 << 20], strict=True):
-        os.closerange(low + 1, high)
-    main(channel)

@@ -33,6 +33,20 @@ class Sighting:
         return not (self.is_silent or self.is_gone)
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """For how long nothing was heard from a node, by this process's own monotonic clock.
+
+    `seconds` counts from the last word, or from the start of the term if there was none in it
+    (`is_whole` tells which). `grace_left_seconds`: how much longer nodes may take for their first
+    hello to this leader; 0 when that is over.
+    """
+
+    seconds: float
+    is_whole: bool
+    grace_left_seconds: float = 0.0
+
+
 class Presence:
     """Sightings of nodes in the current term of leadership.
 
@@ -101,22 +115,19 @@ class Presence:
         sighting = self._sightings.get(node)
         return sighting is not None and sighting.is_connected
 
-    def silent_seconds(self, node: str) -> float:
-        """For how long this process, since it began to lead, knows the node to be silent."""
-        return self._clock.monotonic() - self._heard.get(node, self._began)
-
-    def has_seen(self, node: str) -> bool:
-        """True if the node was heard from in this term, so that `silent_seconds` is all of it."""
-        return node in self._heard
-
-    def grace_left_seconds(self) -> float:
-        """How much longer nodes may take for their first hello to this leader; 0 when over."""
-        return max(0.0, self._began + self.grace_seconds - self._clock.monotonic())
+    def silence(self, node: str) -> Silence:
+        """For how long this process knows the node to be silent."""
+        now = self._clock.monotonic()
+        return Silence(
+            seconds=now - self._heard.get(node, self._began),
+            is_whole=node in self._heard,
+            grace_left_seconds=max(0.0, self._began + self.grace_seconds - now),
+        )
 
     def forget(self, node: str) -> None:
-        """The node's object was deleted."""
+        """The node's object was deleted. When it was last heard is kept: executions with the
+        policy `stop` count from there."""
         self._sightings.pop(node, None)
-        self._heard.pop(node, None)
         self._listening.pop(node, None)
 
     # -- terms -----------------------------------------------------------------------------------

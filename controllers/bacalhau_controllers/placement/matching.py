@@ -8,7 +8,7 @@ for just those rows that changed. So a label that changes on one of 10,000 nodes
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +60,15 @@ class Mask:
     ok: Flags
     first: Small
     fails: Small
-    counts: tuple[tuple[str, int, int], ...] | None = None
-    """For each rule that turned nodes down first: its name, how many, the row of one of them."""
+    counts: "tuple[Count, ...] | None" = None
+
+
+class Count(NamedTuple):
+    """How many nodes a rule turned down, and the row of one of them."""
+
+    rule: str
+    nodes: int
+    row: int
 
 
 class Matching:
@@ -110,7 +117,9 @@ class Matching:
         mask = self._masks.get(shape)
         if mask is None:
             size = self._size
-            mask = Mask(-1, np.zeros(size, bool), np.zeros(size, np.int16), np.zeros(size, np.int16))
+            mask = Mask(
+                -1, np.zeros(size, bool), np.zeros(size, np.int16), np.zeros(size, np.int16)
+            )
             self._masks[shape] = mask
             if len(self._masks) > _SHAPES_MAX:
                 self._masks.popitem(last=False)
@@ -127,17 +136,13 @@ class Matching:
         rule = RULES[check.rule]
         return rule.check(check.need, rule.fact(node, check.key)).about(node.name)
 
-    def counts(self, shape: Shape) -> tuple[tuple[str, int, int], ...]:
-        """How many nodes each rule turned down first, as in Mask."""
+    def counts(self, shape: Shape, scope: Flags | None = None) -> tuple[Count, ...]:
+        """How many nodes (of those in scope) each rule turned down, each node under the first."""
         mask = self.mask(shape)
+        if scope is not None:
+            return _count(shape, np.where(scope, mask.first, -1))
         if mask.counts is None:
-            by_rule: dict[str, tuple[int, int]] = {}
-            numbers = np.bincount(mask.first[mask.first >= 0], minlength=len(shape))
-            for i in np.flatnonzero(numbers):
-                rule = shape[i].rule
-                count, row = by_rule.get(rule, (0, int(np.argmax(mask.first == i))))
-                by_rule[rule] = (count + int(numbers[i]), row)
-            mask.counts = tuple((rule, count, row) for rule, (count, row) in by_rule.items())
+            mask.counts = _count(shape, mask.first)
         return mask.counts
 
     def _refresh(self, shape: Shape, mask: Mask) -> None:
@@ -209,3 +214,12 @@ class Matching:
         self._columns.clear()
         self._answers.clear()
 
+
+def _count(shape: Shape, first: Small) -> tuple[Count, ...]:
+    by_rule: dict[str, tuple[int, int]] = {}
+    numbers = np.bincount(first[first >= 0], minlength=len(shape))
+    for i in np.flatnonzero(numbers):
+        rule = shape[i].rule
+        count, row = by_rule.get(rule, (0, int(np.argmax(first == i))))
+        by_rule[rule] = (count + int(numbers[i]), row)
+    return tuple(Count(rule, count, row) for rule, (count, row) in by_rule.items())

@@ -8,6 +8,8 @@ from typing import Final, Literal
 
 from bacalhau_controllers.placement.resources import UNLIMITED, Amounts
 
+Strategy = Literal["spread", "pack"]
+
 AVOIDED: Final = -4.0
 """The node where the last attempt failed: used only when no other fits."""
 
@@ -15,12 +17,10 @@ _TROUBLE_WEIGHT: Final = 0.5
 _SAME_JOB_WEIGHT: Final = 1.0
 
 
-def capacity_score(free: Amounts, capacity: Amounts, strategy: Literal["spread", "pack"]) -> float:
+def capacity_score(free: Amounts, capacity: Amounts, strategy: Strategy) -> float:
     """From 0 to 1: the free part of CPU and memory (of executions, where neither was declared);
     the used part with `pack`."""
-    parts = [
-        max(free[i], 0) / capacity[i] for i in (0, 1) if 0 < capacity[i] < UNLIMITED
-    ]
+    parts = [max(free[i], 0) / capacity[i] for i in (0, 1) if 0 < capacity[i] < UNLIMITED]
     if not parts:
         parts = [max(free.executions, 0) / max(capacity.executions, 1)]
     mean = sum(parts) / len(parts)

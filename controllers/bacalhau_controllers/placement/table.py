@@ -9,10 +9,10 @@ The table is derived from Node and Execution objects alone, through `apply`.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +25,17 @@ from bacalhau_controllers.placement.matching import Matching
 from bacalhau_controllers.placement.resources import (
     DEFAULTS,
     DIMENSIONS,
-    UNLIMITED,
     Amounts,
     amounts_of,
     capacity_of,
     fits,
 )
 from bacalhau_controllers.placement.rules import Shape
-from bacalhau_controllers.placement.scores import capacity_score, trouble_score
+from bacalhau_controllers.placement.scores import Strategy, capacity_score, trouble_score
 
-Strategy = Literal["spread", "pack"]
+K = TypeVar("K")
+V = TypeVar("V")
+
 Key = tuple[str, str]
 """Namespace and name of an execution."""
 
@@ -60,7 +61,7 @@ class _Trouble:
 
     def level_at(self, now: float) -> float:
         age = max(now - self.at, 0.0)
-        return self.level * 0.5 ** (age / _TROUBLE_HALF_LIFE_SECONDS)
+        return float(self.level * 0.5 ** (age / _TROUBLE_HALF_LIFE_SECONDS))
 
 
 def unit_hash(text: str) -> float:
@@ -130,6 +131,10 @@ class NodeTable:
         """How many reservations a job has on each node. Not to be changed by the caller."""
         return self._of_job.get(job_uid, {})
 
+    def capacity_part(self, row: int) -> float:
+        """The part of a node's score that comes from free room."""
+        return capacity_score(self.free_on(row), self.capacity_on(row), self.strategy)
+
     def trouble_on(self, node: str, now: float) -> float:
         """The level of recent faults of a node: about one for each, halving in ten minutes."""
         trouble = self._trouble.get(node)
@@ -137,7 +142,9 @@ class NodeTable:
 
     def matches(self, shape: Shape) -> tuple[str, ...]:
         """The names of all nodes that meet a shape, sorted; resources are not looked at."""
-        return tuple(sorted(self.names[row] for row in np.flatnonzero(self.matching.mask(shape).ok)))
+        return tuple(
+            sorted(self.names[row] for row in np.flatnonzero(self.matching.mask(shape).ok))
+        )
 
     def is_fitting(self, shape: Shape, amounts: Amounts, row: int) -> bool:
         """Whether one node meets a shape and has room."""
@@ -311,20 +318,19 @@ class NodeTable:
         self._unused = list(range(2 * size - 1, size - 1, -1))
 
     def _score(self, row: int, now: float) -> None:
-        part = capacity_score(self.free_on(row), self.capacity_on(row), self.strategy)
-        self.base[row] = part + trouble_score(self.trouble_on(self.names[row], now))
+        self.base[row] = self.capacity_part(row) + trouble_score(
+            self.trouble_on(self.names[row], now)
+        )
 
 
-def _drop(groups: "dict[str, dict[Hashable, object]] | dict", group: str, item: Hashable) -> None:
+def _drop(groups: dict[str, dict[K, V]], group: str, item: K) -> None:
     del groups[group][item]
     if not groups[group]:
         del groups[group]
 
 
 def _was_cut_off(old: Node, new: Node) -> bool:
-    return (
-        old.status.contact is Contact.REACHABLE and new.status.contact is not Contact.REACHABLE
-    )
+    return old.status.contact is Contact.REACHABLE and new.status.contact is not Contact.REACHABLE
 
 
 def _has_reconnected(old: Node | None, new: Node) -> bool:

@@ -12,7 +12,13 @@ from typing import Protocol
 
 from bacalhau_api.base import Model, Timestamp
 from bacalhau_api.errors import TerminalError, UnavailableError
-from bacalhau_api.v1.execution import Execution, Publication, PublicationReport
+from bacalhau_api.v1.execution import (
+    Execution,
+    ExecutionStatus,
+    Publication,
+    PublicationReport,
+    PublicationStatus,
+)
 from bacalhau_api.wire import Fact
 from bacalhau_controllers.runner.state import Instant, RunnerState
 
@@ -62,54 +68,49 @@ class PublicationState(Model):
     report: PublicationReport
 
 
-class Record(Model):
-    """One execution: as assigned (without its status), and the runner's state."""
-
-    execution: Execution
-    state: RunnerState
-
-
-class PublicationRecord(Model):
-    """One publication: as assigned (without its status), and how far it is."""
-
-    publication: Publication
-    state: PublicationState
-
-
 # -- entries of a commit ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class PutMeta:
-    """Replace the record about the node."""
+class PutContact:
+    """Note when the orchestrator was last heard."""
 
-    meta: Meta
-
-
-@dataclass(frozen=True, slots=True)
-class PutRecord:
-    """Create or replace an execution's record, by uid."""
-
-    record: Record
+    contact: Instant
 
 
 @dataclass(frozen=True, slots=True)
-class DropRecord:
-    """Forget an execution, and what was yet to be told of it."""
+class PutExecution:
+    """Create or replace an execution as assigned. Its status is not kept."""
+
+    execution: Execution
+
+
+@dataclass(frozen=True, slots=True)
+class PutState:
+    """Create or replace the runner's state of an execution."""
 
     uid: str
+    state: RunnerState
 
 
 @dataclass(frozen=True, slots=True)
 class PutPublication:
-    """Create or replace a publication's record, by uid."""
+    """Create or replace a publication as assigned. Its status is not kept."""
 
-    record: PublicationRecord
+    publication: Publication
 
 
 @dataclass(frozen=True, slots=True)
-class DropPublication:
-    """Forget a publication, and what was yet to be told of it."""
+class PutPublicationState:
+    """Create or replace how far a publication is."""
+
+    uid: str
+    state: PublicationState
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop an execution or a publication, its state, and what was yet to be told of it."""
 
     uid: str
 
@@ -137,8 +138,8 @@ class DropFact:
 
 
 Entry = (
-    PutMeta | PutRecord | DropRecord | PutPublication | DropPublication | PutFact | AckFacts
-    | DropFact
+    PutContact | PutExecution | PutState | PutPublication | PutPublicationState | Forget | PutFact
+    | AckFacts | DropFact
 )  # fmt: skip
 
 
@@ -147,25 +148,33 @@ class Book:
     """A ledger's content in memory. Dictionaries are by uid; `facts` is in order of `seq`."""
 
     meta: Meta
-    records: dict[str, Record] = field(default_factory=dict)
-    publications: dict[str, PublicationRecord] = field(default_factory=dict)
+    executions: dict[str, Execution] = field(default_factory=dict)
+    states: dict[str, RunnerState] = field(default_factory=dict)
+    publications: dict[str, Publication] = field(default_factory=dict)
+    publication_states: dict[str, PublicationState] = field(default_factory=dict)
     facts: dict[str, Fact] = field(default_factory=dict)
 
     def apply(self, entries: Sequence[Entry]) -> None:
         """Make the changes of one commit. This is what a commit means, for every ledger."""
         for entry in entries:
             match entry:
-                case PutMeta(meta):
-                    self.meta = meta
-                case PutRecord(record):
-                    self.records[record.execution.metadata.uid] = record
-                case DropRecord(uid):
-                    self.records.pop(uid, None)
-                    self.facts.pop(uid, None)
+                case PutContact(contact):
+                    self.meta = self.meta.but(contact=contact)
+                case PutExecution(execution):
+                    bare = execution.but(status=ExecutionStatus())
+                    self.executions[execution.metadata.uid] = bare
+                case PutState(uid, state):
+                    self.states[uid] = state
                 case PutPublication(publication):
-                    self.publications[publication.publication.metadata.uid] = publication
-                case DropPublication(uid):
+                    bare_one = publication.but(status=PublicationStatus())
+                    self.publications[publication.metadata.uid] = bare_one
+                case PutPublicationState(uid, progress):
+                    self.publication_states[uid] = progress
+                case Forget(uid):
+                    self.executions.pop(uid, None)
+                    self.states.pop(uid, None)
                     self.publications.pop(uid, None)
+                    self.publication_states.pop(uid, None)
                     self.facts.pop(uid, None)
                 case PutFact(fact):
                     self.facts.pop(fact.uid, None)  # so that the newest is last
@@ -180,7 +189,14 @@ class Book:
 
     def copy(self) -> "Book":
         """A copy that later commits do not change. What it holds is immutable."""
-        return Book(self.meta, dict(self.records), dict(self.publications), dict(self.facts))
+        return Book(
+            self.meta,
+            dict(self.executions),
+            dict(self.states),
+            dict(self.publications),
+            dict(self.publication_states),
+            dict(self.facts),
+        )
 
 
 class Ledger(Protocol):
@@ -262,12 +278,16 @@ class MemoryLedger:
 
 def _through_json(entry: Entry) -> Entry:
     match entry:
-        case PutMeta(meta):
-            return PutMeta(Meta.decode(meta.encode()))
-        case PutRecord(record):
-            return PutRecord(Record.decode(record.encode()))
+        case PutContact(contact):
+            return PutContact(Instant.decode(contact.encode()))
+        case PutExecution(execution):
+            return PutExecution(Execution.decode(execution.encode()))
+        case PutState(uid, state):
+            return PutState(uid, RunnerState.decode(state.encode()))
         case PutPublication(publication):
-            return PutPublication(PublicationRecord.decode(publication.encode()))
+            return PutPublication(Publication.decode(publication.encode()))
+        case PutPublicationState(uid, progress):
+            return PutPublicationState(uid, PublicationState.decode(progress.encode()))
         case PutFact(fact):
             return PutFact(Fact.decode(fact.encode()))
         case _:

@@ -1,0 +1,105 @@
+"""`bacalhau serve`: the parts of one process put together, started in order, stopped in reverse.
+
+`orchestrator.py` is everything around the store, `compute.py` everything around the node agent.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from bacalhau.logs import set_up_logging
+from bacalhau.settings import ServeSettings
+from bacalhau.system import SystemClock, SystemIds
+from bacalhau_api.errors import BacalhauError, InvalidError, Problem
+from bacalhau_api.meta import check_name
+
+logger = logging.getLogger(__name__)
+
+ADDRESS_FILE = "serve.json"
+"""In the data directory while the process runs: its pid and, for an orchestrator, its addresses."""
+
+
+def run(settings: ServeSettings) -> int:
+    """Serve until SIGINT or SIGTERM; the exit code of the process. Raises BacalhauError if it
+    cannot start."""
+    set_up_logging(settings.log_level, settings.log_format)
+    os.umask(0o077)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        return asyncio.run(_serve(settings))
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+async def _serve(settings: ServeSettings) -> int:
+    clock, ids = SystemClock(), SystemIds()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as parts:
+        enrolment = None
+        address: dict[str, object] = {"pid": os.getpid()}
+        if settings.is_orchestrator:
+            from bacalhau.serve.orchestrator import Orchestrator
+
+            orchestrator = Orchestrator(settings, clock, ids)
+            await parts.enter_async_context(orchestrator)
+            enrolment = orchestrator.enrolment
+            address |= {"api": orchestrator.api_url, "nats": orchestrator.nats_url}
+        if settings.is_compute:
+            from bacalhau.serve.compute import Compute
+
+            name = node_name(settings)
+            compute = Compute(settings, name, clock, ids, enrolment)
+            await parts.enter_async_context(compute)
+            address |= {"node": name}
+        parts.enter_context(_announced(settings.data_dir / ADDRESS_FILE, address))
+        logger.info("Bacalhau is ready", extra=address)
+        await stop.wait()
+        logger.info("Stopping")
+    return 0
+
+
+def node_name(settings: ServeSettings) -> str:
+    """The node's name: as given, else as last time, else the host's. Kept in the data directory,
+    because a name that changes with the network makes a new node each time."""
+    kept = settings.data_dir / "name"
+    name = settings.name
+    if not name:
+        name = kept.read_text().strip() if kept.exists() else socket.gethostname().split(".")[0]
+    try:
+        check_name(name)
+    except ValueError as error:
+        problem = Problem("--name", str(error), repr(name)[:80])
+        raise InvalidError([problem], hint="give the node a name: --name NAME") from error
+    if not kept.exists() or kept.read_text().strip() != name:
+        kept.write_text(name + "\n")
+    return name
+
+
+@contextlib.contextmanager
+def _announced(path: Path, address: dict[str, object]):  # type: ignore[no-untyped-def]
+    """Leave the addresses for scripts and tests, for as long as they are true."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(address) + "\n")
+    draft.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, one of ours if there is one."""
+    ours, others = group.split(BacalhauError)
+    found: BaseException = ours or others or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -1,0 +1,246 @@
+"""The orchestrator: NATS, store, cache, reconcilers, the gateway to nodes, and the API."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+
+from bacalhau.enrolment import Enrolment
+from bacalhau.nats.connection import Connection, Credentials
+from bacalhau.nats.endpoint import NodeEndpoint
+from bacalhau.nats.server import EmbeddedNats, NatsSettings, NodeUser
+from bacalhau.server.access import access_for, load_tokens
+from bacalhau.server.app import ApiServer, create_app
+from bacalhau.server.ports import Services
+from bacalhau.settings import ServeSettings
+from bacalhau.store.jetstream import JetStreamStore
+from bacalhau.version import VERSION
+from bacalhau_api.errors import BacalhauError
+from bacalhau_api.meta import Resource
+from bacalhau_api.v1.node import Node
+from bacalhau_controllers.cache import Cache, Informer
+from bacalhau_controllers.contract import Clock, Ids
+from bacalhau_controllers.execution import ExecutionReconciler
+from bacalhau_controllers.gateway import Gateway
+from bacalhau_controllers.inbox import FactInbox
+from bacalhau_controllers.job import JobReconciler
+from bacalhau_controllers.manager import Manager
+from bacalhau_controllers.node import NodeReconciler
+from bacalhau_controllers.node.presence import Presence
+from bacalhau_controllers.publishing import PublishingReconciler
+from bacalhau_controllers.retention import RetentionReconciler
+from bacalhau_controllers.state import State
+
+logger = logging.getLogger(__name__)
+
+SYNC_TIMEOUT_SECONDS = 60.0
+
+
+class Orchestrator:
+    """One orchestrator. Enter to start; leaving stops it, and everything it started."""
+
+    def __init__(self, settings: ServeSettings, clock: Clock, ids: Ids) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._ids = ids
+        self._parts = AsyncExitStack()
+        self._embedded: EmbeddedNats | None = None
+        self.api_url = ""
+        self.nats_url = settings.nats_url
+        self.enrolment: Enrolment
+
+    async def __aenter__(self) -> "Orchestrator":
+        async with AsyncExitStack() as parts:
+            await self._start(parts)
+            self._parts = parts.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._parts.aclose()
+
+    async def _start(self, parts: AsyncExitStack) -> None:
+        settings, clock = self._settings, self._clock
+        tokens: dict[str, str] = {}
+        if settings.api_token_file is not None:
+            tokens, fresh = load_tokens(settings.api_token_file)
+            if fresh is not None:
+                print(f"API token for user admin, shown this once: {fresh}", flush=True)
+        access = access_for(settings.listen_host, tokens, insecure_lab=settings.insecure_lab)
+
+        nats = await self._connect(parts)
+        store = JetStreamStore(nats, clock, self._ids)
+        await store.open()
+        parts.push_async_callback(store.close)
+
+        cache = Cache()
+        # Users' writes do not depend on who leads, so the API has a state without the fence.
+        own, shared = State(store, cache), State(store, cache)
+        self.enrolment = Enrolment(
+            shared,
+            clock,
+            self._ids,
+            nats_url=self.nats_url,
+            require_approval=settings.require_approval,
+        )
+        endpoint = NodeEndpoint(nats)
+        presence = Presence(clock)
+        inbox = FactInbox()
+        gateway = Gateway(cache, inbox, presence, endpoint, clock)
+
+        async def lead() -> None:
+            gateway.open()
+            await endpoint.open(gateway)
+
+        async def follow() -> None:
+            await endpoint.close()
+            await gateway.close()
+
+        manager = Manager(
+            own,
+            clock,
+            random.Random(),
+            holder=self._ids.uid(),
+            on_started_leading=lead,
+            on_stopped_leading=follow,
+        )
+        manager.add(JobReconciler(own, clock), "Job")
+        manager.add(ExecutionReconciler(own, clock, inbox), "Execution")
+        manager.add(PublishingReconciler(own, clock, inbox), "Publication")
+        manager.add(NodeReconciler(own, clock, presence), "Node")
+        manager.add(RetentionReconciler(own, clock), "Job")
+
+        def gauges() -> Mapping[str, float]:
+            return {"leader": float(manager.is_leader.is_set()), "facts_waiting": inbox.depth} | {
+                f"work_queue_depth_{name}": controller.queue.depth
+                for name, controller in manager.controllers.items()
+            }
+
+        app = create_app(
+            Services(
+                state=shared,
+                nodes=endpoint,
+                enrolment=self.enrolment,
+                clock=clock,
+                ids=self._ids,
+                version=VERSION,
+                gauges=gauges,
+                is_ready=lambda: cache.is_synced and nats.is_connected,
+            ),
+            access,
+        )
+        api = ApiServer(app, settings.listen_host, settings.listen_port)
+        port = api.bind()
+        host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
+        self.api_url = f"http://{host}:{port}"
+
+        await self._run(parts, "informer", Informer(store, cache, clock, random.Random()).run())
+        async with asyncio.timeout(SYNC_TIMEOUT_SECONDS):
+            await cache.wait_synced()
+        if self._embedded is not None:
+            users = _NodeUsers(self._embedded, cache)
+            await users.apply()
+            self.enrolment.on_joined = users.apply
+            await self._run(parts, "node users", users.run())
+        await self._run(parts, "manager", manager.run())
+        parts.push_async_callback(manager.close)
+        serving = asyncio.create_task(api.run_until_told(), name="api")
+
+        async def end_api() -> None:
+            api.should_exit = True
+            await serving
+
+        parts.push_async_callback(end_api)
+
+    async def _connect(self, parts: AsyncExitStack) -> Connection:
+        """The embedded server, started, or the given one."""
+        settings = self._settings
+        if settings.nats_url:
+            connection = Connection(settings.nats_url, Credentials(), name="orchestrator")
+        else:
+            self._embedded = EmbeddedNats(
+                NatsSettings(
+                    data_dir=settings.data_dir / "nats",
+                    host=settings.nats_host,
+                    port=settings.nats_port,
+                    relaxed=settings.relaxed_durability,
+                )
+            )
+            await self._embedded.start()
+            parts.push_async_callback(self._embedded.stop)
+            self.nats_url = self._embedded.node_url
+            connection = Connection(
+                self._embedded.url, self._embedded.credentials, name="orchestrator"
+            )
+        await connection.open()
+        parts.push_async_callback(connection.close)
+        return connection
+
+    async def _run(self, parts: AsyncExitStack, name: str, work) -> None:  # type: ignore[no-untyped-def]
+        """Run beside everything else until the parts are closed. A bug there ends the process:
+        half an orchestrator is worse than one that is started again."""
+        owner = asyncio.current_task()
+        task = asyncio.create_task(work, name=name)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            if not done.cancelled() and done.exception() is not None:
+                logger.critical("Part of the orchestrator failed", exc_info=done.exception())
+                if owner is not None:
+                    owner.cancel()
+
+        task.add_done_callback(ended)
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        parts.push_async_callback(stop)
+
+
+class _NodeUsers:
+    """Keeps the embedded server's users in step with the Node objects."""
+
+    def __init__(self, server: EmbeddedNats, cache: Cache) -> None:
+        self._server = server
+        self._cache = cache
+        self._changed = asyncio.Event()
+        self._applied: frozenset[NodeUser] | None = None
+        self._lock = asyncio.Lock()
+        cache.observe(self._on_change)
+
+    def _on_change(self, old: Resource | None, new: Resource | None) -> None:
+        if not isinstance(new or old, Node):
+            return
+        keys = [n.spec.public_key if isinstance(n, Node) else "" for n in (old, new)]
+        if keys[0] != keys[1]:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Apply each change, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self.apply()
+            except BacalhauError as error:
+                logger.error("Failed to set node users", extra={"error": error.message})
+                self._changed.set()
+                await asyncio.sleep(1.0)
+
+    async def apply(self) -> None:
+        """Tell the server who may connect now."""
+        async with self._lock:
+            wanted = frozenset(
+                NodeUser(node.name, node.spec.public_key)
+                for node in self._cache.list("Node")
+                if isinstance(node, Node) and node.spec.public_key
+            )
+            if wanted != self._applied:
+                await self._server.set_nodes(sorted(wanted, key=lambda user: user.name))
+                self._applied = wanted

@@ -1,0 +1,169 @@
+"""Following subjects of the stream through everything that may happen to it: reconnects, restarts
+of the server, a stream that was made anew. Feeds come and go; the position is kept.
+
+What the deliveries mean is left to `jetstream.py`.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from typing import Final, Self
+
+from bacalhau.store.feed import Delivery, Feed, FeedLostError
+from bacalhau.store.stream import Stream, StreamError, StreamInfo
+from bacalhau_api.errors import BacalhauError, TransientError
+from bacalhau_controllers.store import Cursor, Restarted, Synced
+
+logger = logging.getLogger(__name__)
+
+LAST_PER_SUBJECT: Final[Mapping[str, object]] = {"deliver_policy": "last_per_subject"}
+_PAUSE_MIN = 0.05
+_PAUSE_MAX = 2.0
+_CONNECT_SECONDS = 5.0
+# After so many items in a row the event loop gets its turn.
+_ITEMS_PER_TURN = 64
+
+Item = Delivery | Restarted | Synced
+
+
+class Follow(AsyncIterator[Item]):
+    """All messages under `subjects`, one by one; Synced once everything there was came.
+
+    `tombstone_seconds` is how long removals can be seen: a position older than that cannot be
+    continued. `is_listing` and `floor` say whether a delivery belongs to a first list, in which
+    tombstones at or below `floor` tell of nothing that was delivered.
+    """
+
+    def __init__(
+        self, stream: Stream, subjects: str, since: Cursor | None, tombstone_seconds: float
+    ) -> None:
+        self._stream = stream
+        self._subjects = subjects
+        self._since = since
+        self._tombstones = timedelta(seconds=tombstone_seconds)
+        self._epoch = ""
+        self._position = 0
+        self._target: int | None = None
+        self._ready: deque[Item] = deque()
+        self._feed: Feed | None = None
+        self._taken = 0
+        self._pause = 0.0
+        self.is_listing = False
+        self.floor = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._drop_feed()
+
+    async def __anext__(self) -> Item:
+        while not self._ready:
+            await self._advance()
+        self._taken += 1
+        if self._taken % _ITEMS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        item = self._ready.popleft()
+        if isinstance(item, Synced):
+            self.is_listing = False
+        return item
+
+    async def _advance(self) -> None:
+        try:
+            if self._feed is None:
+                self._feed = await self._open()
+            else:
+                self._ready.extend(await self._feed.read())
+                self._pause = 0.0
+            await self._check_synced()
+        except (TransientError, StreamError) as error:
+            await self._drop_feed()
+            await self._back_off(error)
+
+    async def _open(self) -> Feed:
+        """A feed from the position, or from the start if that cannot be continued."""
+        transport = self._stream.transport
+        if not transport.is_connected:
+            await transport.wait_connected(_CONNECT_SECONDS)
+        info = await self._stream.info()
+        newest = await self._stream.last(self._subjects)
+        target = newest.sequence if newest else 0
+        if not self._epoch and self._since is not None:
+            self._epoch, self._position = self._since.epoch, self._since.revision
+            self._target = target
+        if not self._epoch:
+            self._start_list(info, target)
+        elif not await self._can_continue(info, target):
+            logger.info("Store cannot continue a watch", extra={"position": self._position})
+            self._ready.clear()
+            self._ready.append(Restarted(info.created))
+            self._start_list(info, target)
+        elif self._target is not None:
+            self._target = target
+        policy: Mapping[str, object] = LAST_PER_SUBJECT
+        if self._position or not self.is_listing:
+            policy = {
+                "deliver_policy": "by_start_sequence",
+                "opt_start_seq": self._position + 1,
+            }
+        feed = Feed(self._stream, self._subjects, policy)
+        try:
+            await feed.open()
+            if (await self._stream.info()).created != info.created:
+                raise FeedLostError("the stream was made anew meanwhile")
+        except BaseException:
+            await feed.close()
+            raise
+        return feed
+
+    def _start_list(self, info: StreamInfo, target: int) -> None:
+        self._epoch = info.created
+        self._position = 0
+        self._target = target
+        self.floor = info.sequence_last
+        self.is_listing = True
+
+    async def _can_continue(self, info: StreamInfo, target: int) -> bool:
+        """Whether nothing was lost between the position and now.
+
+        A stream of the same name that is another one, or shorter, delivers nothing without any
+        error. Tombstones that expired are gone without a trace, so the position must not be older
+        than they are kept; of its age we know only which messages are younger.
+        """
+        if info.created != self._epoch or self._position > info.sequence_last:
+            return False
+        if self._position >= target:
+            return True
+        oldest = await self._stream.first_since(info.now - self._tombstones, self._subjects)
+        return oldest is not None and self._position >= oldest.sequence - 1
+
+    async def _check_synced(self) -> None:
+        if isinstance(self._ready[-1] if self._ready else None, Delivery):
+            self._position = self._ready[-1].sequence  # type: ignore[union-attr]
+        if self._target is None:
+            return
+        if self._position < self._target:
+            if not self._ready:  # silence: the message waited for may have expired
+                newest = await self._stream.last(self._subjects)
+                self._target = newest.sequence if newest else 0
+            return
+        # The one that completes the list may not be the last that came with it.
+        self._target = None
+        self._ready.append(Synced(Cursor(self._epoch, self._position)))
+
+    async def _drop_feed(self) -> None:
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            await feed.close()
+
+    async def _back_off(self, error: BacalhauError) -> None:
+        if not self._pause:
+            logger.info("Store lost a watch", extra={"error": str(error)})
+        self._pause = min(max(self._pause * 2, _PAUSE_MIN), _PAUSE_MAX)
+        started = time.monotonic()
+        await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+        logger.debug("Watch resumes", extra={"after": time.monotonic() - started})

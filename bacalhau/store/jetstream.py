@@ -1,0 +1,257 @@
+"""The Store over NATS JetStream. See `bacalhau_controllers.store` for the contract, `codec.py` for
+what lies where, `committer.py` for how writes travel."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final, Self
+
+from bacalhau.nats.transport import Transport
+from bacalhau.store.codec import (
+    ALL_OBJECTS,
+    OPERATION,
+    TTL,
+    CorruptError,
+    decode_history,
+    decode_object,
+    encode_object,
+    history_filter,
+    history_headers,
+    history_subject,
+    is_tombstone,
+    object_filter,
+    object_subject,
+    parse_ref,
+)
+from bacalhau.store.committer import Change, Committer, conflict, fenced
+from bacalhau.store.feed import Delivery
+from bacalhau.store.follow import Follow, Item
+from bacalhau.store.lease import Leases
+from bacalhau.store.stream import STREAM, Stream, StreamInfo
+from bacalhau_api.errors import UnavailableError
+from bacalhau_api.meta import Ref, Resource
+from bacalhau_controllers.store import (
+    Changed,
+    Cursor,
+    Delete,
+    HistoryEntry,
+    Lease,
+    Listing,
+    Put,
+    Removed,
+    Restarted,
+    Synced,
+    WatchEvent,
+    Why,
+    Write,
+    check_size,
+    check_total_size,
+    check_writes,
+)
+
+logger = logging.getLogger(__name__)
+
+HEADROOM_BYTES: Final = 16 * 1024
+"""Of a message's limit, left for headers: the texts of a Why and NATS' own."""
+
+HISTORY_SECONDS: Final = 30 * 86400
+TOMBSTONE_SECONDS: Final = 7 * 86400
+LIST_SECONDS: Final = 60.0
+
+
+class JetStreamStore:
+    """See Store. Open it before use, close it afterwards; it does not own the transport."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        stream: str = STREAM,
+        replicas: int = 1,
+        history_seconds: int = HISTORY_SECONDS,
+        tombstone_seconds: int = TOMBSTONE_SECONDS,
+        batches_max: int | None = None,
+        commit_seconds: float = 10.0,
+    ) -> None:
+        self._transport = transport
+        self._stream = Stream(transport, stream)
+        self._replicas = replicas
+        self._history_ttl = f"{max(history_seconds, 1)}s"
+        self._tombstone_seconds = max(tombstone_seconds, 1)
+        # In a cluster a second batch is refused while the first, under the same fence, is not yet
+        # applied everywhere.
+        batches_max = batches_max or (2 if replicas == 1 else 1)
+        self._committer = Committer(self._stream, batches_max=batches_max, deadline=commit_seconds)
+        self._leases = Leases(self._stream)
+
+    async def open(self) -> StreamInfo:
+        """Create or adapt the stream. Raises UnavailableError, InvalidError."""
+        return await self._stream.ensure(replicas=self._replicas)
+
+    async def close(self) -> None:
+        """Wait for the writes under way, refuse the others."""
+        await self._committer.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def get(self, ref: Ref) -> Resource | None:
+        """See Store.get."""
+        message = await self._stream.last(object_subject(ref))
+        if message is None or is_tombstone(message.headers):
+            return None
+        return decode_object(ref.kind, message.data, message.sequence)
+
+    async def list(self, kind: str | None = None, namespace: str | None = None) -> Listing:
+        """See Store.list."""
+        items: dict[str, Delivery] = {}
+        cursor = await self._read(object_filter(kind, namespace), items)
+        decoded = [_decoded(item) for item in items.values() if not is_tombstone(item.headers)]
+        return Listing(tuple(item for item in decoded if item is not None), cursor)
+
+    async def commit(self, writes: Sequence[Write], why: Why) -> tuple[Resource | None, ...]:
+        """See Store.commit."""
+        check_writes(writes)
+        if not writes:
+            if why.fence is not None and not await self._leases.is_current(why.fence):
+                raise fenced(why.fence)
+            return ()
+        now = datetime.now(UTC)
+        limit = self._transport.payload_bytes_max - HEADROOM_BYTES
+        uids = await self._uids_of([write for write in writes if isinstance(write, Delete)])
+        changes = [self._change(write, why, now, limit, uids) for write in writes]
+        check_total_size(sum(len(change.data) for change in changes))
+        first = await self._committer.commit(changes, why.fence)
+        return tuple(
+            write.resource.with_meta(resource_version=first + 2 * i)
+            if isinstance(write, Put)
+            else None
+            for i, write in enumerate(writes)
+        )
+
+    @asynccontextmanager
+    async def watch(self, since: Cursor | None = None) -> AsyncIterator[AsyncIterator[WatchEvent]]:
+        """See Store.watch."""
+        async with Follow(self._stream, ALL_OBJECTS, since, self._tombstone_seconds) as follow:
+            yield _Events(follow)
+
+    async def history(
+        self, ref: Ref, *, limit: int = 1000, uid: str | None = None
+    ) -> Sequence[HistoryEntry]:
+        """See Store.history."""
+        entries: dict[str, Delivery] = {}
+        await self._read(history_filter(ref, uid), entries)
+        newest = list(entries.values())[max(len(entries) - limit, 0) :]
+        return tuple(decode_history(e.subject, e.sequence, e.headers, e.data) for e in newest)
+
+    async def acquire_lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
+        """See Store.acquire_lease."""
+        return await self._leases.acquire(name, holder, ttl_seconds)
+
+    async def renew_lease(self, lease: Lease, ttl_seconds: float) -> Lease:
+        """See Store.renew_lease."""
+        return await self._leases.renew(lease, ttl_seconds)
+
+    async def release_lease(self, lease: Lease) -> None:
+        """See Store.release_lease."""
+        await self._leases.release(lease)
+
+    async def _read(self, subjects: str, into: dict[str, Delivery]) -> Cursor:
+        """Everything under `subjects` now, by subject, in the order of sequences."""
+        try:
+            async with (
+                asyncio.timeout(LIST_SECONDS),
+                Follow(self._stream, subjects, None, self._tombstone_seconds) as follow,
+            ):
+                async for item in follow:
+                    match item:
+                        case Delivery():
+                            into.pop(item.subject, None)
+                            into[item.subject] = item
+                        case Restarted():
+                            into.clear()
+                        case Synced(cursor):
+                            return cursor
+        except TimeoutError:
+            pass
+        raise UnavailableError(f"the store did not list {subjects} within {LIST_SECONDS:g} s")
+
+    def _change(
+        self, write: Write, why: Why, now: datetime, limit: int, uids: Mapping[Ref, str]
+    ) -> Change:
+        if isinstance(write, Put):
+            ref, uid = write.resource.ref, write.resource.metadata.uid
+            data = encode_object(write.resource)
+            check_size(write.resource, len(data), limit)
+            object_headers, operation = dict[str, str](), dict[str, str]()
+        else:
+            ref, uid, data = write.ref, uids[write.ref], b""
+            operation = {OPERATION: "PURGE"}
+            object_headers = {**operation, TTL: f"{self._tombstone_seconds}s"}
+        return Change(
+            ref=ref,
+            subject=object_subject(ref),
+            history_prefix=history_subject(ref, uid, 0).removesuffix(".0"),
+            expect=write.expect,
+            data=data,
+            object_headers=object_headers,
+            history_headers={
+                **history_headers(why, uid, now),
+                **operation,
+                TTL: self._history_ttl,
+            },
+        )
+
+    async def _uids_of(self, deletes: Sequence[Delete]) -> dict[Ref, str]:
+        uids = await asyncio.gather(*map(self._uid_of, deletes))
+        return {write.ref: uid for write, uid in zip(deletes, uids, strict=True)}
+
+    async def _uid_of(self, write: Delete) -> str:
+        """The uid of the object to be removed, which its history is filed under."""
+        subject = object_subject(write.ref)
+        message = await self._stream.at(write.expect) if write.expect > 0 else None
+        if message is None or message.subject != subject or is_tombstone(message.headers):
+            newest = await self._stream.last(subject)
+            is_absent = newest is None or is_tombstone(newest.headers)
+            raise conflict(
+                write.ref, write.expect, 0 if is_absent or not newest else newest.sequence
+            )
+        return decode_object(write.ref.kind, message.data, message.sequence).metadata.uid
+
+
+class _Events(AsyncIterator[WatchEvent]):
+    """Deliveries as events."""
+
+    def __init__(self, follow: Follow) -> None:
+        self._follow = follow
+
+    async def __anext__(self) -> WatchEvent:
+        while True:
+            event = self._translated(await anext(self._follow))
+            if event is not None:
+                return event
+
+    def _translated(self, item: Item) -> WatchEvent | None:
+        if not isinstance(item, Delivery):
+            return item
+        if not is_tombstone(item.headers):
+            found = _decoded(item)
+            return Changed(found) if found is not None else None
+        if self._follow.is_listing and item.sequence <= self._follow.floor:
+            return None  # removed before the list began
+        return Removed(parse_ref(item.subject), item.sequence)
+
+
+def _decoded(item: Delivery) -> Resource | None:
+    """The object, or None if it cannot be read: one bad object must not hide all others."""
+    try:
+        return decode_object(parse_ref(item.subject).kind, item.data, item.sequence)
+    except CorruptError as error:
+        logger.error("Skipped a stored object", extra={"error": str(error)})
+        return None

@@ -1,0 +1,137 @@
+"""Leases in the stream: a message that expires, and beside it the newest fencing token.
+
+`l.<name>` is written with a time to live on each renewal. `f.<name>` is written at acquisition
+only, in the same batch, right before it; the token is its sequence. Fenced commits expect
+`f.<name>` to be still there.
+"""
+
+import asyncio
+import math
+import secrets
+import time
+from typing import Final
+
+from bacalhau.store.batch import BatchSender, RefusedError
+from bacalhau.store.codec import (
+    EXPECT,
+    OPERATION,
+    TTL,
+    Out,
+    fence_subject,
+    is_tombstone,
+    lease_subject,
+)
+from bacalhau.store.stream import Stored, Stream
+from bacalhau_api.errors import FencedError, OutcomeUnknownError, UnavailableError
+from bacalhau_controllers.store import Fence, Lease, check_lease_ttl, lease_deadline
+
+_HOLDER, _TOKEN, _ATTEMPT = "Holder", "Token", "Attempt"
+_TRY_SECONDS: Final = 5.0
+_RETRY_SECONDS = 0.1
+_ONE_SECOND = "1s"
+
+
+class Leases:
+    """See Store."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._sender = BatchSender(stream.transport)
+
+    async def acquire(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
+        """See Store.acquire_lease."""
+        check_lease_ttl(ttl_seconds)
+        attempt = secrets.token_hex(8)
+        sent = give_up = time.monotonic()
+        give_up += _TRY_SECONDS
+        while True:
+            held = await self._stream.last(lease_subject(name))
+            if held is not None and held.headers.get(_ATTEMPT) == attempt:
+                # An earlier try went through, its answer was lost.
+                return Lease(name, holder, held.sequence - 1, lease_deadline(sent, ttl_seconds))
+            if _is_live(held) and _holder(held) != holder:
+                return None
+            sent = time.monotonic()
+            try:
+                token = await self._sender.send(
+                    [
+                        Out(fence_subject(name), holder.encode(), {}),
+                        Out(
+                            lease_subject(name),
+                            holder.encode(),
+                            {
+                                EXPECT: str(held.sequence if held else 0),
+                                TTL: _whole_seconds(ttl_seconds),
+                                _ATTEMPT: attempt,
+                            },
+                        ),
+                    ]
+                )
+            except RefusedError:
+                pass  # changed since it was read: look again
+            except (OutcomeUnknownError, UnavailableError):
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return Lease(name, holder, token, lease_deadline(sent, ttl_seconds))
+            if time.monotonic() > give_up:
+                raise UnavailableError(f"the store did not decide about the lease {name!r} in time")
+
+    async def renew(self, lease: Lease, ttl_seconds: float) -> Lease:
+        """See Store.renew_lease."""
+        check_lease_ttl(ttl_seconds)
+        give_up = time.monotonic() + _TRY_SECONDS
+        while True:
+            held = await self._stream.last(lease_subject(lease.name))
+            if held is None or not _is_live(held) or _token(held) != lease.token:
+                raise FencedError(f"the lease {lease.name!r} is no longer held by {lease.holder!r}")
+            sent = time.monotonic()
+            headers = {
+                EXPECT: str(held.sequence),
+                TTL: _whole_seconds(ttl_seconds),
+                _TOKEN: str(lease.token),
+            }
+            message = Out(lease_subject(lease.name), lease.holder.encode(), headers)
+            try:
+                await self._sender.send([message])
+            except RefusedError:
+                pass
+            except (OutcomeUnknownError, UnavailableError):
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                deadline = lease_deadline(sent, ttl_seconds)
+                return Lease(lease.name, lease.holder, lease.token, deadline)
+            if time.monotonic() > give_up:
+                raise UnavailableError(f"the store did not renew the lease {lease.name!r} in time")
+
+    async def release(self, lease: Lease) -> None:
+        """See Store.release_lease."""
+        held = await self._stream.last(lease_subject(lease.name))
+        if held is None or not _is_live(held) or _token(held) != lease.token:
+            return
+        headers = {EXPECT: str(held.sequence), TTL: _ONE_SECOND, OPERATION: "DEL"}
+        try:
+            await self._sender.send([Out(lease_subject(lease.name), b"", headers)])
+        except RefusedError:
+            return  # renewed or taken meanwhile, by whoever owns it now
+
+    async def is_current(self, fence: Fence) -> bool:
+        """Whether a token is still the newest of its lease."""
+        newest = await self._stream.last(fence_subject(fence.name))
+        return newest is not None and newest.sequence == fence.token
+
+
+def _is_live(message: Stored | None) -> bool:
+    return message is not None and not is_tombstone(message.headers)
+
+
+def _holder(message: Stored | None) -> str:
+    return message.data.decode() if message else ""
+
+
+def _token(message: Stored) -> int:
+    # The message of the acquisition cannot name the token, which is the sequence before its own.
+    return int(message.headers.get(_TOKEN, message.sequence - 1))
+
+
+def _whole_seconds(ttl_seconds: float) -> str:
+    return f"{math.ceil(ttl_seconds)}s"

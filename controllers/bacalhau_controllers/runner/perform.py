@@ -1,0 +1,304 @@
+"""Does one instruction of the machine and says what came of it: an event.
+
+This is where the runner meets the world. Errors end here: each becomes an event that the machine
+has a transition for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bacalhau_api.errors import BacalhauError, TransientError, UnavailableError
+from bacalhau_api.v1.execution import Execution
+from bacalhau_api.v1.job import InputSource
+from bacalhau_controllers.runner.admission import decide, environment, resources_of
+from bacalhau_controllers.runner.guard import LOOK_SECONDS, GuardedEngine, within
+from bacalhau_controllers.runner.ports import (
+    Fetched,
+    Layout,
+    Mount,
+    Observation,
+    RunPhase,
+    Workload,
+)
+from bacalhau_controllers.runner.site import Site
+from bacalhau_controllers.runner.state import (
+    Admit,
+    AdmitFailed,
+    Clean,
+    Cleaned,
+    CleanFailed,
+    Collect,
+    CollectDone,
+    CollectFailed,
+    EngineGone,
+    Event,
+    Exited,
+    InputMount,
+    Instruction,
+    Prepare,
+    Prepared,
+    PrepareFailed,
+    Reserve,
+    Reserved,
+    RunnerState,
+    Start,
+    Started,
+    StartFailed,
+    Stop,
+    StopDone,
+    StopFailed,
+    Watch,
+    workload_id,
+)
+
+logger = logging.getLogger(__name__)
+
+DISK_SECONDS = 600.0
+"""For what is done on the node's own disk, per execution."""
+
+
+async def perform(
+    site: Site,
+    execution: Execution,
+    state: RunnerState,
+    todo: Instruction,
+    interim: Callable[[Event], None],
+) -> Event:
+    """Do it, however long it takes. `interim` takes events before the last one."""
+    match todo:
+        case Admit():
+            return await _admit(site, execution)
+        case Reserve():
+            uid = execution.metadata.uid
+            await site.allocator.take(uid, resources_of(execution.spec.task, site.policy))
+            return Reserved()
+        case Prepare():
+            return await _prepare(site, execution)
+        case Start():
+            return await _start(site, execution, state, todo)
+        case Watch(run):
+            return await _watch(site, execution, run, interim)
+        case Stop():
+            return await _stop(site, execution, todo)
+        case Collect(exit_code):
+            return await _collect(site, execution, exit_code)
+        case Clean():
+            return await _clean(site, execution, state)
+
+
+async def forget_run(site: Site, execution: Execution, run: int) -> None:
+    """Free what the engine keeps of a run that is over. If it fails, the agent's sweep repeats
+    it."""
+    engine = site.engines.get(execution.spec.task.engine.type)
+    if engine is None or run < 1:
+        return
+    try:
+        await engine.remove(workload_id(execution, run))
+    except BacalhauError as error:
+        logger.info(
+            "Postponed removing a run",
+            extra={"execution": execution.name, "run": run, "error": error.message},
+        )
+
+
+async def _admit(site: Site, execution: Execution) -> Event:
+    refusals: list[str] = []
+    try:
+        for item in execution.spec.task.input_sources:
+            storage = site.storages.get(item.source.type)
+            if storage is None:
+                refusals.append("")  # said by `decide`, in words about the node
+                continue
+            what = f"storage {item.source.type}"
+            refusals.append(await within(LOOK_SECONDS, what, storage.admit(item.source)))
+    except TransientError as error:
+        return AdmitFailed(error.message)
+    except BacalhauError as error:
+        refusals = [error.message] * len(execution.spec.task.input_sources)
+    return decide(execution, site.policy, site.offers(), refusals)
+
+
+async def _prepare(site: Site, execution: Execution) -> Event:
+    items = execution.spec.task.input_sources
+    layout = site.layout(execution)
+    try:
+        async with site.slots.prepares:
+            await within(
+                DISK_SECONDS, "making directories", site.workspace.prepare(layout, len(items))
+            )
+            seconds = site.limits.prepare_try_seconds
+            fetched = await within(seconds, "bringing the inputs", _fetch(site, items, layout))
+    except BacalhauError as error:
+        is_transient = isinstance(error, TransientError)
+        reason = "InputUnavailable" if is_transient else "InputFailed"
+        return PrepareFailed(is_transient, reason, error.message)
+    inputs = [
+        InputMount(source=str(got.source), target=item.target, read_only=got.read_only)
+        for item, got in zip(items, fetched, strict=True)
+    ]
+    return Prepared(tuple(inputs))
+
+
+async def _fetch(site: Site, items: Sequence[InputSource], layout: Layout) -> list[Fetched]:
+    """All inputs, a few at a time. The first failure ends the others."""
+    slots = asyncio.Semaphore(site.settings.fetches_max)
+
+    async def fetch(number: int, item: InputSource) -> Fetched:
+        storage = site.storages.get(item.source.type)
+        if storage is None:
+            raise UnavailableError(f"this node has no input source {item.source.type!r} any more")
+        async with slots:
+            return await storage.fetch(item, layout.input(number))
+
+    tasks = [asyncio.ensure_future(fetch(number, item)) for number, item in enumerate(items)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _start(site: Site, execution: Execution, state: RunnerState, todo: Start) -> Event:
+    task = execution.spec.task
+    engine = site.engines.get(task.engine.type)
+    if engine is None:
+        message = f"this node has no engine {task.engine.type!r} any more"
+        return StartFailed(todo.run, False, "EngineMissing", message)
+    run_id = workload_id(execution, todo.run)
+    try:
+        if todo.must_look:
+            seen = await engine.observe(run_id)
+            if seen.phase is RunPhase.RUNNING:
+                return Started(todo.run)
+            if seen.phase is not RunPhase.ABSENT:
+                return Exited(todo.run, seen)
+        if todo.run > 1:
+            await forget_run(site, execution, todo.run - 1)
+        layout = site.layout(execution)
+        await within(
+            DISK_SECONDS,
+            "making directories",
+            site.workspace.begin_run(
+                layout,
+                todo.run,
+                [result.name for result in task.result_paths],
+                # A batch run begins from nothing; what a run that was cut short has written must
+                # not become part of the result. A service's log and files go on.
+                reset=execution.spec.job_type.runs_to_completion,
+            ),
+        )
+        await engine.start(_workload(site, execution, state, layout, todo.run))
+    except TransientError as error:
+        reason = "LedgerFull" if error.reason == "LedgerFull" else "EngineFault"
+        return StartFailed(todo.run, True, reason, error.message)
+    except BacalhauError as error:
+        reason = error.reason if error.reason != "Terminal" else "StartFailed"
+        return StartFailed(todo.run, False, reason, error.message)
+    return Started(todo.run)
+
+
+def _workload(
+    site: Site, execution: Execution, state: RunnerState, layout: Layout, run: int
+) -> Workload:
+    task = execution.spec.task
+    mounts = [Mount(Path(one.source), one.target, one.read_only) for one in state.inputs]
+    mounts += [
+        Mount(layout.result(result.name), result.path, read_only=False)
+        for result in task.result_paths
+    ]
+    # An engine mounts them one after another; what lies inside another must come later.
+    mounts.sort(key=lambda mount: mount.target)
+    timeout = task.timeouts.execution_timeout
+    return Workload(
+        id=workload_id(execution, run),
+        params=task.engine.params,
+        env=environment(execution, site.policy),
+        mounts=tuple(mounts),
+        resources=resources_of(task, site.policy),
+        network=task.network,
+        directory=layout.run(run),
+        stdout=layout.stdout,
+        stderr=layout.stderr,
+        log_index=layout.log_index,
+        timeout_seconds=float(timeout) if timeout else None,
+        output_bytes_max=site.settings.output_bytes_max,
+    )
+
+
+async def _watch(
+    site: Site, execution: Execution, run: int, interim: Callable[[Event], None]
+) -> Event:
+    run_id = workload_id(execution, run)
+    engine = site.engines.get(execution.spec.task.engine.type)
+    if engine is None:
+        return Exited(run, _without_engine(execution))
+    pause = site.limits.retry_seconds
+    is_silent = False
+    while True:
+        try:
+            seen = await _wait(engine, run_id, is_silent=is_silent)
+        except TransientError as error:
+            if not is_silent:
+                interim(EngineGone(error.message))
+            is_silent = True
+            await site.clock.sleep(pause)
+            pause = min(pause * 2, site.limits.retry_seconds_max)
+            continue
+        if seen.phase is not RunPhase.RUNNING:
+            return Exited(run, seen)
+        if is_silent:
+            interim(EngineGone(""))
+        is_silent = False
+        pause = site.limits.retry_seconds
+
+
+async def _wait(engine: GuardedEngine, run_id: str, *, is_silent: bool) -> Observation:
+    # An engine that came back is asked how it is, so that one that only hangs is not believed.
+    return await (engine.observe(run_id) if is_silent else engine.wait(run_id))
+
+
+async def _stop(site: Site, execution: Execution, todo: Stop) -> Event:
+    engine = site.engines.get(execution.spec.task.engine.type)
+    if engine is None:
+        return StopDone(todo.run, _without_engine(execution))
+    run_id = workload_id(execution, todo.run)
+    try:
+        async with site.slots.stops:
+            return StopDone(todo.run, await engine.stop(run_id, todo.grace_seconds))
+    except BacalhauError as error:
+        return StopFailed(todo.run, error.message)
+
+
+async def _collect(site: Site, execution: Execution, exit_code: int | None) -> Event:
+    layout = site.layout(execution)
+    try:
+        async with site.slots.collects:
+            call = site.workspace.collect(layout, exit_code)
+            return CollectDone(await within(DISK_SECONDS, "summing up outputs", call))
+    except BacalhauError as error:
+        is_transient = isinstance(error, TransientError)
+        reason = "OutputsUnreadable" if is_transient else error.reason
+        return CollectFailed(is_transient, reason, error.message)
+
+
+async def _clean(site: Site, execution: Execution, state: RunnerState) -> Event:
+    engine = site.engines.get(execution.spec.task.engine.type)
+    try:
+        async with site.slots.cleans:
+            if engine is not None:
+                # Older runs were removed when the next began, or are by the sweep.
+                for run in range(max(1, state.run - 1), state.run + 1):
+                    await engine.remove(workload_id(execution, run))
+            call = site.workspace.remove(site.layout(execution))
+            await within(DISK_SECONDS, "removing directories", call)
+    except BacalhauError as error:
+        return CleanFailed(error.message)
+    return Cleaned()
+
+
+def _without_engine(execution: Execution) -> Observation:
+    name = execution.spec.task.engine.type
+    return Observation(RunPhase.VANISHED, message=f"this node has no engine {name!r} any more")
