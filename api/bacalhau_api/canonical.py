@@ -129,7 +129,9 @@ def settle(
     shaper = Shaper(findings, is_flat, is_flat, _SPECIAL)
     data = shaper.shape(root, shape_of(model))
     resource = shaper.validate(data, model)
-    looked_at, mended = (resource, frozenset[Loc]()) if resource else mend(data, model)
+    looked_at, mended = resource, frozenset[Loc]()
+    if resource is None and not findings.is_full:
+        looked_at, mended = mend(data, model)
     is_sound = findings.count == before
 
     def report(

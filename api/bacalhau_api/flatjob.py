@@ -62,7 +62,8 @@ def to_manifest(root: Fields, findings: Findings) -> Fields:
             findings.add(value, f"is given twice: {pascal_name(name)} in another letter case")
         else:
             into.entries[name] = value
-    spec.entries["tasks"] = _one_task(spec.entries.get("tasks"), findings, root)
+    if isinstance(tasks := spec.entries.get("tasks"), Items):
+        spec.entries["tasks"] = _one_task(tasks, findings)
     return _manifest(root, metadata, spec)
 
 
@@ -100,19 +101,16 @@ def _is_empty(node: Node) -> bool:
     return is_null(node) or (isinstance(node, Scalar) and node.text in ("", "0", "Undefined"))
 
 
-def _one_task(tasks: Node | None, findings: Findings, root: Fields) -> Node:
-    if not isinstance(tasks, Items) or not tasks.items:
-        missing = tasks if tasks is not None and not is_null(tasks) else Scalar(None, "")
-        if tasks is None:
-            missing.standing_for(root)
-        return missing
+def _one_task(tasks: Items, findings: Findings) -> Items:
+    """The first task alone, as the flat form has always had it."""
     if len(tasks.items) > 1:
         findings.warn(f"{tasks.path} has {len(tasks.items)} tasks; only the first is used")
     first = Items()
     first.standing_for(tasks)
     first.items = tasks.items[:1]
-    if isinstance(first.items[0], Fields):
-        _modernise_wasm(first.items[0])
+    for task in first.items:
+        if isinstance(task, Fields):
+            _modernise_wasm(task)
     return first
 
 

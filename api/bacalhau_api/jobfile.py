@@ -9,6 +9,7 @@ may set is dropped with a warning, so that the output of `get -o yaml` can be ap
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from bacalhau_api.canonical import settle
@@ -21,7 +22,7 @@ from bacalhau_api.tree import Fields, Items, Node, Scalar, is_null, shown
 from bacalhau_api.v1 import KINDS
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.node import Node as NodeResource
-from bacalhau_api.yamlsafe import read_documents
+from bacalhau_api.yamlsafe import DOCUMENTS_MAX, read_documents
 
 APPLIABLE: Final[dict[str, type[Resource]]] = {"Job": Job, "Node": NodeResource}
 """The kinds that users write; the others are written by controllers."""
@@ -55,7 +56,13 @@ def parse_manifests(
     """
     findings = Findings(source)
     documents: list[Document] = []
-    for root in _documents(read_documents(text, source), findings):
+    roots = list(islice(_documents(read_documents(text, source), findings), DOCUMENTS_MAX + 1))
+    if len(roots) > DOCUMENTS_MAX:
+        message = f"is one more than the {DOCUMENTS_MAX} documents that are read"
+        findings.add(roots.pop(), message, hint="split the input")
+    for root in roots:
+        if findings.is_full:
+            break
         findings.warnings = []
         resource = _read(root, findings, default_name)
         if resource is not None:
@@ -69,9 +76,14 @@ def parse_manifests(
 def _documents(roots: list[Node], findings: Findings) -> Iterator[Fields]:
     """The mappings among the documents, with lists (`kind: List`) opened up."""
     for root in roots:
+        if findings.is_full:
+            return
         if isinstance(root, Fields) and _text_of(root, "kind") == "List":
             items = root.entries.get("items")
-            yield from _documents(items.items if isinstance(items, Items) else [], findings)
+            if isinstance(items, Items) and items.items:
+                yield from _documents(items.items, findings)
+            else:
+                findings.add(items or root, "the list has no items")
         elif isinstance(root, Fields):
             yield root
         else:

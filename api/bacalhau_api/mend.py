@@ -25,8 +25,11 @@ def mend(data: Any, model: type[_M]) -> tuple[_M | None, frozenset[Loc]]:
         try:
             return model.model_validate_json(json.dumps(data)), frozenset(mended)
         except ValidationError as error:
-            for detail in error.errors(include_url=False, include_context=False):
-                loc = detail["loc"]
+            details = error.errors(include_url=False, include_context=False)
+            locs = {detail["loc"] for detail in details}
+            # A list of nothing but wrong entries is also said to be too short.
+            above = {loc[:end] for loc in locs for end in range(len(loc))}
+            for loc in locs - above:
                 if not _patch(data, model, loc):
                     return None, frozenset()
                 mended.add(loc)

@@ -189,7 +189,9 @@ def _settle_count(spec: JobSpec, report: Report) -> int:
         return spec.count
     if spec.count > 1:
         hint = f"leave it out: a job of type {spec.type} runs once on each matching node"
-        report(("spec", "count"), "must be 0 or 1", value=str(spec.count), hint=hint, is_relation=True)
+        report(
+            ("spec", "count"), "must be 0 or 1", value=str(spec.count), hint=hint, is_relation=True
+        )
     return 1
 
 
@@ -211,7 +213,9 @@ def _check_policies(spec: JobSpec, checks: _Checks) -> None:
         if policy.backoff_seconds > policy.backoff_seconds_max:
             message = f"must be at least backoffSeconds, {policy.backoff_seconds:g}"
             value = f"{policy.backoff_seconds_max:g}"
-            checks.report(("spec", name, "backoffSecondsMax"), message, value=value, is_relation=True)
+            checks.report(
+                ("spec", name, "backoffSecondsMax"), message, value=value, is_relation=True
+            )
     _check_exit_rules(spec.retry.exit_rules, ("spec", "retry", "exitRules"), checks)
 
 
@@ -274,7 +278,13 @@ def _check_timeouts(timeouts: Timeouts, loc: Loc, checks: _Checks) -> None:
     if 0 < timeouts.total_timeout < both:
         message = f"is less than executionTimeout and queueTimeout together ({both} seconds)"
         hint = "raise it, or lower the other two"
-        checks.report((*loc, "totalTimeout"), message, value=str(timeouts.total_timeout), hint=hint, is_relation=True)
+        checks.report(
+            (*loc, "totalTimeout"),
+            message,
+            value=str(timeouts.total_timeout),
+            hint=hint,
+            is_relation=True,
+        )
 
 
 def _settle_inputs(
@@ -332,10 +342,8 @@ def _check_wasm_modules(task: Task, loc: Loc, checks: _Checks) -> None:
         if isinstance(module, str) and not any(
             module == t or module.startswith(f"{t}/") for t in targets
         ):
-            hint = "add an input source with this target"
-            checks.report(
-                at, "is not the target of an input source", value=shorten(module), hint=hint
-            )
+            message, hint = "is not the target of an input source", "add one with this target"
+            checks.report(at, message, value=shorten(module), hint=hint, is_relation=True)
 
 
 _WITH_PORTS: Final = (NetworkType.HOST, NetworkType.FULL, NetworkType.BRIDGE)
@@ -343,20 +351,17 @@ _WITH_PORTS: Final = (NetworkType.HOST, NetworkType.FULL, NetworkType.BRIDGE)
 
 def _settle_network(network: Network, loc: Loc, checks: _Checks) -> Network:
     domains = network.domains
+    message = f"cannot be used with network type {network.type}"
     if domains and network.type is not NetworkType.HTTP:
         hint = "set type: HTTP, or leave the domains out"
-        checks.report(
-            (*loc, "domains"), f"cannot be used with network type {network.type}", hint=hint
-        )
+        checks.report((*loc, "domains"), message, hint=hint, is_relation=True)
     elif checks.count((*loc, "domains"), domains, ENTRIES_MAX):
         domains = tuple(
             checks.value((*loc, "domains", i), d, check_domain) for i, d in enumerate(domains)
         )
     if network.ports and network.type not in _WITH_PORTS:
         hint = f"set type: {', '.join(_WITH_PORTS)}, or leave the ports out"
-        checks.report(
-            (*loc, "ports"), f"cannot be used with network type {network.type}", hint=hint
-        )
+        checks.report((*loc, "ports"), message, hint=hint, is_relation=True)
     elif checks.count((*loc, "ports"), network.ports, ENTRIES_MAX):
         _check_ports(network, (*loc, "ports"), checks)
     return network.but(domains=domains)
@@ -377,6 +382,12 @@ def _check_port(port: Port, network: NetworkType, loc: Loc, checks: _Checks) -> 
         checks.report((*loc, "static"), "must be 1024-65535", value=str(port.static), hint=hint)
     if port.target and network is not NetworkType.BRIDGE:
         message = f"cannot be used with network type {network}, where the workload has the host's"
-        checks.report((*loc, "target"), message, value=str(port.target), hint="set type: Bridge", is_relation=True)
+        checks.report(
+            (*loc, "target"),
+            message,
+            value=str(port.target),
+            hint="set type: Bridge",
+            is_relation=True,
+        )
     if port.host_network:
         checks.value((*loc, "hostNetwork"), port.host_network, check_ip)

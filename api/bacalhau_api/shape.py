@@ -27,7 +27,9 @@ Loc = tuple[str | int, ...]
 
 PROBLEMS_MAX: Final = 20
 ENTRIES_MAX: Final = 10_000
-"""Entries of one list or mapping that are looked at at all; rules set tighter bounds."""
+OBJECTS_MAX: Final = 1_000
+"""Entries of one list or mapping that are looked at at all, and of one list of mappings; rules set
+tighter bounds."""
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -176,7 +178,8 @@ class Shaper:
     def shape(self, node: Node, shape: Shape, loc: Loc = ()) -> Any:
         """Plain data (JSON types) for the value at `loc`; what cannot be is reported."""
         self.origins[loc] = node
-        if shape.what in ("list", "texts") and self._is_too_long(node, loc):
+        most = OBJECTS_MAX if shape.item and shape.item.model else ENTRIES_MAX
+        if shape.what in ("list", "texts") and self._is_too_long(node, loc, most):
             return None
         if shape.model is not None:
             take = self.special.get(shape.model)
@@ -189,12 +192,12 @@ class Shaper:
             return self._scalar(node, shape, loc)
         return self.plain(node, loc)
 
-    def _is_too_long(self, node: Node, loc: Loc) -> bool:
+    def _is_too_long(self, node: Node, loc: Loc, most: int) -> bool:
         count = len(node.items) if isinstance(node, Items) else 0
         count = len(node.entries) if isinstance(node, Fields) else count
-        if count > ENTRIES_MAX:
-            self.refuse(node, loc, f"has {count} entries, far more than are allowed")
-        return count > ENTRIES_MAX
+        if count > most:
+            self.refuse(node, loc, f"has {count} entries, at most {most} are allowed")
+        return count > most
 
     def shape_model(self, node: Node, model: type[BaseModel], loc: Loc) -> Any:
         """As `shape`, for a mapping that holds a model's fields."""
@@ -248,7 +251,7 @@ class Shaper:
             return [self.plain(x, (*loc, i)) for i, x in enumerate(node.items)]
         assert isinstance(node, Scalar)
         if node.bad:
-            self.refuse(node, loc, node.bad, value=shown(node))
+            self.refuse(node, loc, node.bad, value=shown(node) if node.text else "")
             return None
         return node.value
 
@@ -258,10 +261,12 @@ class Shaper:
         if is_null(node):
             self.refuse(node, loc, "has no value", hint='write "" for an empty one')
             return ""
-        return node.text if isinstance(node, Scalar) else self.plain(node, loc)
+        if isinstance(node, Scalar) and _has_text(node):
+            return node.text
+        return self.plain(node, loc)
 
     def _scalar(self, node: Scalar, shape: Shape, loc: Loc) -> Any:
-        if shape.what == "text" and node.value is not None:
+        if shape.what == "text" and node.value is not None and _has_text(node):
             return node.text
         if shape.what == "truth" and node.text.lower() in ("true", "false"):
             return node.text.lower() == "true"
@@ -324,6 +329,10 @@ class Shaper:
         # The flat form has no `spec` and `metadata`, and spells its names Like This.
         names = [x for x in rest if x not in ("spec", "metadata")]
         return path_of([x[:1].upper() + x[1:] if isinstance(x, str) else x for x in names])
+
+
+def _has_text(node: Scalar) -> bool:
+    return bool(node.text) or not node.bad
 
 
 def _is_secret(loc: Loc, node: Node) -> bool:

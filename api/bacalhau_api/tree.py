@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from bacalhau_api.names import check_text
+
 DEPTH_MAX: Final = 64
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]{1,64}")
 
@@ -49,7 +51,8 @@ class Scalar(Node):
     """Text, a number, a boolean or nothing.
 
     `text` is what was written (for quoted text, what it means). `bad` says why the value can only
-    be taken as text: a number beyond 64 bits, or one that is not finite.
+    be taken as text: a number beyond 64 bits, or one that is not finite. Without text, it cannot be
+    taken at all.
     """
 
     __slots__ = ("bad", "text", "value")
@@ -145,7 +148,9 @@ def from_plain(data: object, depth: int = 0) -> Node:
     if isinstance(data, Mapping):
         fields = Fields()
         for key, value in data.items():
-            fields.put(str(key), from_plain(value, depth + 1))
+            name, bad = _usable(str(key))
+            child = from_plain(value, depth + 1)
+            fields.put(name, Scalar("", "", bad=f"has a name that {bad}") if bad else child)
         return fields
     if isinstance(data, list | tuple):
         items = Items()
@@ -157,12 +162,21 @@ def from_plain(data: object, depth: int = 0) -> Node:
     if isinstance(data, bool):
         return Scalar(data, "true" if data else "false")
     if isinstance(data, str):
-        return Scalar(str(data), str(data))
+        text, bad = _usable(str(data))
+        return Scalar(text, text, bad=bad)
     if isinstance(data, int):
         return int_scalar(data)
     if isinstance(data, float):
         return float_scalar(data)
     return Scalar("", "", bad=f"is not plain data but a {type(data).__name__}")
+
+
+def _usable(text: str) -> tuple[str, str]:
+    """The text, or nothing and what is wrong with it."""
+    try:
+        return check_text(text), ""
+    except ValueError as error:
+        return "", str(error)
 
 
 def int_scalar(value: int, text: str = "", line: int = 0) -> Scalar:

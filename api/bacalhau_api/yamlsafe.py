@@ -5,6 +5,7 @@ Every limit is a constant here. YAML is read with the 1.2 core rules for plain v
 merge keys work within a small budget. What the values mean is for others (`shape`).
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,9 @@ from bacalhau_api.tree import (
 
 INPUT_BYTES_MAX: Final = 1024 * 1024
 """One input, all its documents together."""
+
+DOCUMENTS_MAX: Final = 1000
+"""Documents of one input."""
 
 VALUES_MAX: Final = 100_000
 """Values (mappings, lists, scalars) in one input."""
@@ -64,7 +68,11 @@ def read_documents(text: str | bytes, source: str = "<input>") -> list[Node]:
     checked = _checked_text(text, source)
     documents = _read_json(checked, source) if checked.lstrip()[:1] in ("{", "[") else None
     if documents is None:
-        documents = list(_YamlReader(source).documents(checked))
+        documents = []
+        for document in _YamlReader(source).documents(checked):
+            if len(documents) == DOCUMENTS_MAX:
+                _refuse(source, document.line, f"has more than {DOCUMENTS_MAX} documents")
+            documents.append(document)
     if not documents:
         _refuse(source, 0, "has no document: the input is empty", hint="write a manifest")
     return documents
@@ -156,18 +164,25 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _read_json(text: str, source: str) -> list[Node] | None:
     """The documents if all of the text is JSON, else None: it may still be YAML in flow style."""
+    numbers = itertools.count()
+
+    def number(written: str) -> Scalar:
+        if next(numbers) > VALUES_MAX:  # before a long list of them is built
+            _refuse(source, 0, f"has more than {VALUES_MAX} values")
+        return resolve_plain(written)
+
     decoder = json.JSONDecoder(
         object_pairs_hook=_Pairs,
-        parse_int=resolve_plain,
-        parse_float=resolve_plain,
+        parse_int=number,
+        parse_float=number,
         parse_constant=lambda word: Scalar(word, word, bad="is not finite"),
     )
     found: list[Any] = []
     position = _skip_space(text, 0)
     try:
         while position < len(text):
-            if len(found) > VALUES_MAX:
-                _refuse(source, 0, f"has more than {VALUES_MAX} values")
+            if len(found) == DOCUMENTS_MAX:
+                _refuse(source, 0, f"has more than {DOCUMENTS_MAX} documents")
             value, position = decoder.raw_decode(text, position)
             found.append(value)
             position = _skip_space(text, position)

@@ -9,6 +9,9 @@ import re
 from functools import lru_cache
 from urllib.parse import unquote
 
+ALL_REQUESTS = "node.>"
+ALL_READS = "agent.>"
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _EMPTY = "="
 

@@ -53,9 +53,6 @@ class Actions:
         """Create a job or change it to what was submitted. Raises InvalidError, ConflictError."""
         services = self._services
         uid = services.ids.uid()
-        if not submitted.name:
-            name = f"{submitted.spec.type.value}-{uid[:8]}"
-            submitted = submitted.with_meta(name=name)
         _check_names(submitted)
         outcome = ""
         for attempt in range(TRIES_MAX):

@@ -40,12 +40,18 @@ def json_body(schema: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
 
 
 async def read_manifest(
-    request: Request, kind: type[R], *, namespace: str | None, name: str | None
+    request: Request,
+    kind: type[R],
+    *,
+    namespace: str | None,
+    name: str | None,
+    default_name: str = "",
 ) -> tuple[R, tuple[str, ...]]:
     """The one manifest of the body, and warnings about it. Name and namespace of the path are
-    filled in where the manifest leaves them out. Raises InvalidError, ApiError (415)."""
+    filled in where the manifest leaves them out; `default_name` where the path has none.
+    Raises InvalidError, ApiError (415)."""
     _check_type(request, MANIFEST_TYPES)
-    documents = parse_manifests(await request.body(), source="<body>", default_name=name or "")
+    documents = parse_manifests(await request.body(), source="<body>", default_name=name or default_name)
     if len(documents) != 1:
         message = f"holds {len(documents)} documents, where one is expected"
         raise InvalidError([Problem("", f"the body {message}")])

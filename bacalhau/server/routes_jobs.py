@@ -50,7 +50,10 @@ def _add_create(router: APIRouter, context: Context) -> None:
 
     async def create(request: Request, namespace: str | None, dry_run: bool) -> Response:
         context.cache  # noqa: B018 - refuses while the cache is being filled
-        job, warnings = await read_manifest(request, Job, namespace=namespace, name=None)
+        default_name = f"job-{context.services.ids.uid()[:8]}"
+        job, warnings = await read_manifest(
+            request, Job, namespace=namespace, name=None, default_name=default_name
+        )
         applied = await context.actions.apply_job(
             job, actor_of(request), dry_run=dry_run, create_only=True
         )

@@ -4,7 +4,6 @@
 import itertools
 import json
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +11,7 @@ from bacalhau.nats.transport import Transport
 from bacalhau.store.codec import BATCH, BATCH_COMMIT, BATCH_SEQUENCE, Out
 from bacalhau.store.stream import StreamError, checked
 from bacalhau_api.errors import BacalhauError, OutcomeUnknownError, UnavailableError
+from bacalhau_controllers.contract import Ids
 
 MESSAGES_MAX: Final = 1000
 """The server's limit for one batch."""
@@ -40,9 +40,9 @@ class RefusedError(BacalhauError):
 class BatchSender:
     """Sends batches over one transport."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, ids: Ids) -> None:
         self._transport = transport
-        self._prefix = secrets.token_hex(4)
+        self._prefix = ids.uid()[:12]
         self._numbers = itertools.count(1)
 
     async def send(self, messages: Sequence[Out], timeout: float = BATCH_SECONDS) -> int:

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import logging
 import random
-import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from bacalhau_api.errors import (
     UnavailableError,
 )
 from bacalhau_api.meta import Ref
+from bacalhau_controllers.contract import Ids
 from bacalhau_controllers.store import Fence
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,11 @@ class _Waiting:
 class Committer:
     """Gathers commits into batches; at most `batches_max` are under way."""
 
-    def __init__(self, stream: Stream, *, batches_max: int = 2, deadline: float = 10.0) -> None:
+    def __init__(
+        self, stream: Stream, ids: Ids, *, batches_max: int = 2, deadline: float = 10.0
+    ) -> None:
         self._stream = stream
-        self._sender = BatchSender(stream.transport)
+        self._sender = BatchSender(stream.transport, ids)
         self._batches_max = batches_max
         self._deadline = deadline
         self._queue: deque[_Waiting] = deque()
@@ -122,7 +124,7 @@ class Committer:
         self._wake: asyncio.TimerHandle | None = None
         self._is_scheduled = False
         self._is_closed = False
-        self._prefix = secrets.token_hex(6)
+        self._prefix = ids.uid()[:12]
         self._numbers = itertools.count(1)
         self._unlisten = stream.transport.listen(self._connection_changed)
 

@@ -5,7 +5,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Self
 
 from bacalhau.nats.transport import Transport
@@ -32,6 +32,7 @@ from bacalhau.store.lease import Leases
 from bacalhau.store.stream import STREAM, Stream, StreamInfo
 from bacalhau_api.errors import UnavailableError
 from bacalhau_api.meta import Ref, Resource
+from bacalhau_controllers.contract import Clock, Ids
 from bacalhau_controllers.store import (
     Changed,
     Cursor,
@@ -67,6 +68,8 @@ class JetStreamStore:
     def __init__(
         self,
         transport: Transport,
+        clock: Clock,
+        ids: Ids,
         *,
         stream: str = STREAM,
         replicas: int = 1,
@@ -76,6 +79,7 @@ class JetStreamStore:
         commit_seconds: float = 10.0,
     ) -> None:
         self._transport = transport
+        self._clock = clock
         self._stream = Stream(transport, stream)
         self._replicas = replicas
         self._history_ttl = f"{max(history_seconds, 1)}s"
@@ -83,8 +87,10 @@ class JetStreamStore:
         # In a cluster a second batch is refused while the first, under the same fence, is not yet
         # applied everywhere.
         batches_max = batches_max or (2 if replicas == 1 else 1)
-        self._committer = Committer(self._stream, batches_max=batches_max, deadline=commit_seconds)
-        self._leases = Leases(self._stream)
+        self._committer = Committer(
+            self._stream, ids, batches_max=batches_max, deadline=commit_seconds
+        )
+        self._leases = Leases(self._stream, clock, ids)
 
     async def open(self) -> StreamInfo:
         """Create or adapt the stream. Raises UnavailableError, InvalidError."""
@@ -122,7 +128,7 @@ class JetStreamStore:
             if why.fence is not None and not await self._leases.is_current(why.fence):
                 raise fenced(why.fence)
             return ()
-        now = datetime.now(UTC)
+        now = self._clock.now()
         limit = self._transport.payload_bytes_max - HEADROOM_BYTES
         uids = await self._uids_of([write for write in writes if isinstance(write, Delete)])
         changes = [self._change(write, why, now, limit, uids) for write in writes]

@@ -5,10 +5,7 @@ only, in the same batch, right before it; the token is its sequence. Fenced comm
 `f.<name>` to be still there.
 """
 
-import asyncio
 import math
-import secrets
-import time
 from typing import Final
 
 from bacalhau.store.batch import BatchSender, RefusedError
@@ -23,6 +20,7 @@ from bacalhau.store.codec import (
 )
 from bacalhau.store.stream import Stored, Stream
 from bacalhau_api.errors import FencedError, OutcomeUnknownError, UnavailableError
+from bacalhau_controllers.contract import Clock, Ids
 from bacalhau_controllers.store import Fence, Lease, check_lease_ttl, lease_deadline
 
 _HOLDER, _TOKEN, _ATTEMPT = "Holder", "Token", "Attempt"
@@ -34,16 +32,18 @@ _ONE_SECOND = "1s"
 class Leases:
     """See Store."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, clock: Clock, ids: Ids) -> None:
         self._stream = stream
-        self._sender = BatchSender(stream.transport)
+        self._clock = clock
+        self._ids = ids
+        self._sender = BatchSender(stream.transport, ids)
 
     async def acquire(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store.acquire_lease."""
         check_lease_ttl(ttl_seconds)
-        attempt = secrets.token_hex(8)
-        sent = give_up = time.monotonic()
-        give_up += _TRY_SECONDS
+        attempt = self._ids.uid()
+        sent = self._clock.monotonic()
+        give_up = sent + _TRY_SECONDS
         while True:
             held = await self._stream.last(lease_subject(name))
             if held is not None and held.headers.get(_ATTEMPT) == attempt:
@@ -51,7 +51,7 @@ class Leases:
                 return Lease(name, holder, held.sequence - 1, lease_deadline(sent, ttl_seconds))
             if _is_live(held) and _holder(held) != holder:
                 return None
-            sent = time.monotonic()
+            sent = self._clock.monotonic()
             try:
                 token = await self._sender.send(
                     [
@@ -70,21 +70,21 @@ class Leases:
             except RefusedError:
                 pass  # changed since it was read: look again
             except (OutcomeUnknownError, UnavailableError):
-                await asyncio.sleep(_RETRY_SECONDS)
+                await self._clock.sleep(_RETRY_SECONDS)
             else:
                 return Lease(name, holder, token, lease_deadline(sent, ttl_seconds))
-            if time.monotonic() > give_up:
+            if self._clock.monotonic() > give_up:
                 raise UnavailableError(f"the store did not decide about the lease {name!r} in time")
 
     async def renew(self, lease: Lease, ttl_seconds: float) -> Lease:
         """See Store.renew_lease."""
         check_lease_ttl(ttl_seconds)
-        give_up = time.monotonic() + _TRY_SECONDS
+        give_up = self._clock.monotonic() + _TRY_SECONDS
         while True:
             held = await self._stream.last(lease_subject(lease.name))
             if held is None or not _is_live(held) or _token(held) != lease.token:
                 raise FencedError(f"the lease {lease.name!r} is no longer held by {lease.holder!r}")
-            sent = time.monotonic()
+            sent = self._clock.monotonic()
             headers = {
                 EXPECT: str(held.sequence),
                 TTL: _whole_seconds(ttl_seconds),
@@ -96,11 +96,11 @@ class Leases:
             except RefusedError:
                 pass
             except (OutcomeUnknownError, UnavailableError):
-                await asyncio.sleep(_RETRY_SECONDS)
+                await self._clock.sleep(_RETRY_SECONDS)
             else:
                 deadline = lease_deadline(sent, ttl_seconds)
                 return Lease(lease.name, lease.holder, lease.token, deadline)
-            if time.monotonic() > give_up:
+            if self._clock.monotonic() > give_up:
                 raise UnavailableError(f"the store did not renew the lease {lease.name!r} in time")
 
     async def release(self, lease: Lease) -> None:

@@ -54,7 +54,7 @@ def main(channel: socket.socket, message: protocol.Message) -> NoReturn:
         answer = {"fault": "the module file changed while it was read"}
     except OSError as error:
         answer = {"fault": f"{error.strerror}: {error.filename}"}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 the process ends here: it must say why
         answer = {"fault": f"unexpected {error!r}"}
     channel.send(protocol.encode(answer))
     os._exit(0)

@@ -25,6 +25,7 @@ _START_SECONDS_MAX = 30.0
 _SHUTDOWN_SECONDS_MAX = 30.0
 _COMPILE_SLACK_SECONDS = 30.0
 _LAUNCHES_MAX = 3
+_PACKAGE_ROOT = str(Path(bacalhau.__file__).resolve().parents[1])
 
 
 class ZygoteLink:
@@ -83,9 +84,7 @@ class ZygoteLink:
                 reason="StartFailed",
             )
         await self.ensure()
-        answer = self._starts.setdefault(
-            message["id"], asyncio.get_running_loop().create_future()
-        )
+        answer = self._starts.setdefault(message["id"], asyncio.get_running_loop().create_future())
         try:
             await self._send(data)
             refusal = await asyncio.wait_for(asyncio.shield(answer), _START_SECONDS_MAX)
@@ -173,9 +172,7 @@ class ZygoteLink:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with contextlib.suppress(OSError):
-                sock.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.SOCKET_BUFFER_BYTES
-                )
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.SOCKET_BUFFER_BYTES)
             async with asyncio.timeout(_CONNECT_SECONDS_MAX):
                 await loop.sock_connect(sock, f"/proc/self/fd/{directory}/{path.name}")
                 if first:
@@ -211,13 +208,12 @@ class ZygoteLink:
     async def _launch(self) -> None:
         """Start a zygote. The command returns once it listens, or another one does."""
         # Only what it needs: the agent's environment may hold secrets.
-        root = str(Path(bacalhau.__file__).resolve().parents[1])
         command = (sys.executable, "-m", "bacalhau.engines.wasm.zygote", str(self._directory))
         process = await asyncio.create_subprocess_exec(
             *command,
             self._name,
             *self._options,
-            env={"PYTHONPATH": root, "PYTHONSAFEPATH": "1", "LANG": "C.UTF-8"},
+            env={"PYTHONPATH": _PACKAGE_ROOT, "PYTHONSAFEPATH": "1", "LANG": "C.UTF-8"},
             cwd="/",
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -275,7 +271,10 @@ class ZygoteLink:
             self._sock.close()
             self._sock = None
         self.pid = None
-        for waiting in (*self._starts.values(), *self._compiles.values()):
-            if not waiting.done():
-                waiting.set_exception(UnavailableError("the wasm engine's fork server is gone"))
-                waiting.exception()  # taken: the one who waits may have given up
+        waiting: list[asyncio.Future[str] | asyncio.Future[protocol.Message]] = []
+        waiting += self._starts.values()
+        waiting += self._compiles.values()
+        for answer in waiting:
+            if not answer.done():
+                answer.set_exception(UnavailableError("the wasm engine's fork server is gone"))
+                answer.exception()  # taken: the one who waits may have given up

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,7 +64,7 @@ def main(channel: socket.socket) -> NoReturn:
         if not data:  # the zygote is gone
             os._exit(0)
         _Run(protocol.decode(data), channel, engine, linker).execute()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 the process ends here: it must say why
         print(f"worker {os.getpid()}: {error!r}", file=sys.stderr, flush=True)
     os._exit(code)
 
@@ -115,7 +116,7 @@ class _Run:
             end = _ended(None, "StartFailed", str(error), is_fault=error.is_system_fault)
         except OSError as error:
             end = _ended(None, "StartFailed", f"the node cannot start it: {error}", is_fault=True)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 whatever it is, it ends the run
             end = _ended(None, "EngineFault", f"unexpected {error!r}", is_fault=True)
         self._finish(end)
 
@@ -312,7 +313,7 @@ def _trapped(error: wasmtime.Trap) -> End:
     return _ended(134, "Trap", error.message)
 
 
-def _memory_size(store: wasmtime.Store, exports: wasmtime.InstanceExports) -> int:
+def _memory_size(store: wasmtime.Store, exports: Mapping[str, object]) -> int:
     sizes = [m.data_len(store) for m in exports.values() if isinstance(m, wasmtime.Memory)]
     return max(sizes, default=0)
 

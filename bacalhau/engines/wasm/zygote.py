@@ -29,8 +29,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import wasmtime
-
 from bacalhau.engines.wasm import compiler, protocol, records, worker
 from bacalhau.engines.wasm.records import End
 
@@ -147,8 +145,7 @@ class Zygote:
         client = _Client(sock)
         self._clients[sock] = client
         self._watch(sock, lambda mask: self._talk(client, mask))
-        version = wasmtime.__version__
-        self._tell(client, {"op": "hello", "pid": os.getpid(), "version": version})
+        self._tell(client, {"op": "hello", "pid": os.getpid()})
 
     def _talk(self, client: _Client, mask: int) -> None:
         if mask & selectors.EVENT_WRITE and client.sock in self._clients:

@@ -142,12 +142,10 @@ def want_of(execution: Execution, report: Report | None) -> Want:
     run = f"run {report.run}" if report.run > 1 else "it"
     if spec.job_type.runs_to_completion:
         return Want("Completion", f"{run} is running", node, seconds, grace)
-    return Want("Stop", f"{run} is running until it is stopped", "user", seconds, grace)
+    return Want("StopRequest", f"{run} is running until it is stopped", "user", seconds, grace)
 
 
-def _verdict(
-    execution: Execution, report: Report | None, view: View, now: datetime
-) -> Verdict:
+def _verdict(execution: Execution, report: Report | None, view: View, now: datetime) -> Verdict:
     old = execution.status
     if report is not None and report.phase.is_final:
         return final_verdict(old.contact, old.contact_since, old.conditions, now)

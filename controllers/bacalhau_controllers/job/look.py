@@ -173,8 +173,21 @@ def _alive(
     if absence is not None:
         found.state, found.until, found.why = Is.ABSENT, absence.replaceable_at, absence.why
     elif is_service and len(there) == 1 and sight.is_draining(keep):
-        found.is_moving, found.avoid = True, (keep.spec.node,)
+        _move(found, keep, view, sight)
     return found
+
+
+def _move(found: Look, keep: Execution, view: SlotView, sight: Sight) -> None:
+    """A service leaves a draining node: its next attempt starts elsewhere before this one is
+    stopped. Should attempts elsewhere fail, the pauses between them grow as usual."""
+    found.avoid = (keep.spec.node,)
+    if view.attempts[-1] is keep:
+        found.is_moving = True
+    elif view.attempts[-1].phase.is_final:
+        after = _ended(view, sight)
+        found.charged, found.until = after.charged, after.until
+        found.is_moving = after.state is Is.NEEDED
+        found.avoid += after.avoid
 
 
 def _rivals(

@@ -154,6 +154,11 @@ class Book:
     publication_states: dict[str, PublicationState] = field(default_factory=dict)
     facts: dict[str, Fact] = field(default_factory=dict)
 
+    @classmethod
+    def empty(cls) -> "Book":
+        """Of no ledger: stands in until one is opened."""
+        return cls(Meta(incarnation=""))
+
     def apply(self, entries: Sequence[Entry]) -> None:
         """Make the changes of one commit. This is what a commit means, for every ledger."""
         for entry in entries:

@@ -88,6 +88,27 @@ async def perform(
             return await _clean(site, execution, state)
 
 
+def broken(todo: Instruction, error: Exception) -> Event:
+    """What came of an instruction that ended in an exception nobody foresaw: a bug, here or in a
+    plug. It is tried again like a fault of the node, and as boundedly."""
+    why = f"internal error: {error!r}"
+    match todo:
+        case Admit() | Reserve():
+            return AdmitFailed(why)
+        case Prepare():
+            return PrepareFailed(True, "Internal", why)
+        case Start(run):
+            return StartFailed(run, True, "Internal", why)
+        case Watch(run):
+            return Exited(run, Observation(RunPhase.VANISHED, message=why))
+        case Stop(run):
+            return StopFailed(run, why)
+        case Collect():
+            return CollectFailed(True, "Internal", why)
+        case Clean():
+            return CleanFailed(why)
+
+
 async def forget_run(site: Site, execution: Execution, run: int) -> None:
     """Free what the engine keeps of a run that is over. If it fails, the agent's sweep repeats
     it."""

@@ -49,7 +49,6 @@ class AgentSettings:
     health_seconds: float = 10.0
     sweep_seconds: float = 60.0
     tidy_seconds: float = 300.0
-    recovery_seconds: float = 60.0
     retention_seconds: float = 7 * 86400.0
     retention_bytes: int = 0
     flush_seconds: float = 0.05

@@ -1,0 +1,142 @@
+"""`serve`: run an orchestrator, a compute node, or both."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from bacalhau.settings import (
+    API_PORT,
+    NATS_PORT,
+    AllowedPath,
+    CapacityOverrides,
+    Role,
+    ServeSettings,
+)
+
+if TYPE_CHECKING:
+    from bacalhau_api.errors import InvalidError
+
+_HERE = "@here"
+
+
+class _ServeCommand(TyperCommand):
+    """Lets `--orchestrator` stand alone (this process is one) or take an address (of another)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As usual, with a value put behind an `--orchestrator` that has none."""
+        words = list(args)
+        for i, word in enumerate(words):
+            is_alone = i + 1 == len(words) or words[i + 1].startswith("-")
+            if word == "--orchestrator" and is_alone:
+                words[i] = f"--orchestrator={_HERE}"
+        return super().parse_args(ctx, words)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(cls=_ServeCommand)(serve)
+
+
+def serve(
+    role: Annotated[
+        str, typer.Option(help="orchestrator, compute, or both (also orchestrator,compute).")
+    ] = "",
+    orchestrator: Annotated[
+        str,
+        typer.Option(
+            metavar="[URL]",
+            help="Alone: be an orchestrator. With an address: join that one as a compute node.",
+        ),
+    ] = "",
+    compute: Annotated[bool, typer.Option("--compute", help="Be a compute node.")] = False,
+    token: Annotated[
+        str, typer.Option(help="The token to join with, from `bacalhau node token`.")
+    ] = "",
+    data_dir: Annotated[
+        Path, typer.Option(help="Where everything is kept.", envvar="BACALHAU_DIR")
+    ] = Path("~/.bacalhau"),
+    name: Annotated[str, typer.Option(help="The node's name. Default: the host's.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE, repeatable.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address the API listens on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.")
+    ] = API_PORT,
+    api_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Digests of API tokens; made with one new token if absent."),
+    ] = None,
+    insecure_lab: Annotated[
+        bool, typer.Option("--insecure-lab", help="Listen beyond loopback without any tokens.")
+    ] = False,
+    nats_host: Annotated[
+        str, typer.Option(help="Address the embedded NATS listens on.")
+    ] = "127.0.0.1",
+    nats_port: Annotated[
+        int, typer.Option(min=-1, max=65535, help="Its port; -1: any free one.")
+    ] = NATS_PORT,
+    nats_url: Annotated[
+        str, typer.Option(help="Use this NATS instead of the embedded one.")
+    ] = "",
+    require_approval: Annotated[
+        bool, typer.Option(help="Nodes that join wait for `bacalhau node approve`.")
+    ] = False,
+    allow_path: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN[:ro|:rw] of local paths jobs may use, repeatable."),
+    ] = None,
+    allow_private_urls: Annotated[
+        bool, typer.Option(help="Let jobs fetch inputs from private addresses.")
+    ] = False,
+    cpu: Annotated[str, typer.Option(help="CPUs to offer, such as 3.5 or 3500m.")] = "",
+    memory: Annotated[str, typer.Option(help="Memory to offer, such as 8GB.")] = "",
+    disk: Annotated[str, typer.Option(help="Disk to offer, such as 100GB.")] = "",
+    gpu: Annotated[int | None, typer.Option(min=0, help="GPUs to offer.")] = None,
+    max_executions: Annotated[
+        int | None, typer.Option(min=1, help="Executions at a time.")
+    ] = None,
+    relaxed_durability: Annotated[
+        bool, typer.Option(help="Acknowledge writes before they are on disk. Faster, not safe.")
+    ] = False,
+    on_exit: Annotated[
+        str, typer.Option(help="keep or stop running workloads when this process ends.")
+    ] = "keep",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> int:
+    """Run an orchestrator, a compute node, or both in one process (the default)."""
+    settings = make_settings(
+        role=role,
+        orchestrator=orchestrator,
+        compute=compute,
+        token=token,
+        data_dir=data_dir.expanduser(),
+        name=name,
+        labels=label or [],
+        host=host,
+        port=port,
+        api_token_file=api_token_file.expanduser() if api_token_file else None,
+        insecure_lab=insecure_lab,
+        nats_host=nats_host,
+        nats_port=nats_port,
+        nats_url=nats_url,
+        require_approval=require_approval,
+        allow_paths=allow_path or [],
+        allow_private_urls=allow_private_urls,
+        cpu=cpu,
+        memory=memory,
+        disk=disk,
+        gpu=gpu,
+        max_executions=max_executions,
+        relaxed_durability=relaxed_durability,
+        on_exit=on_exit,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    from bacalhau import serve as composition
+
+    result: int | None = composition.run(settings)
+    return result or 0

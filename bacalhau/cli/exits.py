@@ -1,0 +1,57 @@
+"""Exit codes, and how errors are told.
+
+Scripts rely on the codes; they are listed in docs/reference/cli.md.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from bacalhau.cli.text import clean
+
+if TYPE_CHECKING:
+    from bacalhau_api.errors import BacalhauError
+
+OK: Final = 0
+ERROR: Final = 1
+USAGE: Final = 2
+JOB_FAILED: Final = 3
+TIMEOUT: Final = 4
+NOT_FOUND: Final = 5
+UNAVAILABLE: Final = 6
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+
+def code_of(error: "BacalhauError") -> int:
+    """The exit code that stands for an error."""
+    from bacalhau_api.errors import NotFoundError, UnavailableError
+
+    if isinstance(error, NotFoundError):
+        return NOT_FOUND
+    if error.reason == "WaitTimeout":
+        return TIMEOUT
+    if isinstance(error, UnavailableError):
+        return UNAVAILABLE
+    return ERROR
+
+
+def tell(error: "BacalhauError") -> None:
+    """One `error:` line on stderr, one more for each further problem, and the hint."""
+    from bacalhau_api.errors import InvalidError
+
+    problems = error.problems if isinstance(error, InvalidError) else ()
+    lines = [str(problem) for problem in problems] or [error.message or error.reason]
+    for line in lines:
+        print(f"error: {clean(line)}", file=sys.stderr)
+    if error.hint and not any(error.hint in line for line in lines):
+        print(f"hint: {clean(error.hint)}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """One `warning:` line on stderr."""
+    print(f"warning: {clean(text)}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """One line on stderr for people, which scripts can ignore."""
+    print(clean(text), file=sys.stderr)

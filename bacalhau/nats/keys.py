@@ -1,0 +1,63 @@
+"""NKeys: the key pairs that clients of NATS sign in with. The seed never leaves its machine."""
+
+import base64
+import binascii
+import os
+from pathlib import Path
+from typing import Final
+
+import nkeys  # type: ignore[import-untyped]
+
+_PUBLIC_LENGTH: Final = 56
+
+
+def new_seed() -> str:
+    """A fresh seed of a user (`SU…`)."""
+    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    return seed.decode()
+
+
+def public_key(seed: str) -> str:
+    """The public key (`U…`) of a seed. Raises ValueError if it is not a user's seed."""
+    if not seed.startswith("SU"):
+        raise ValueError("is not the seed of an NKey user; those begin with SU")
+    try:
+        key: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
+    except (nkeys.errors.NkeysError, binascii.Error, ValueError) as error:
+        raise ValueError("is not a valid NKey seed; it may have been cut off") from error
+    return key.decode()
+
+
+def check_public_key(key: str) -> str:
+    """Returns the key. Raises ValueError if it is not the public key of a user, or misspelt."""
+    if len(key) != _PUBLIC_LENGTH or not key.startswith("U"):
+        raise ValueError("is not the public key of an NKey user; those have 56 letters, from U")
+    try:
+        raw = base64.b32decode(key)
+    except binascii.Error as error:
+        raise ValueError("is not a valid NKey; it holds other letters than A-Z and 2-7") from error
+    if nkeys.crc16(raw[:-2]).to_bytes(2, "little") != raw[-2:]:
+        raise ValueError("is not a valid NKey; its checksum is wrong")
+    return key
+
+
+def load_or_make_seed(path: Path) -> str:
+    """The seed kept in a file that only its owner may read; made at first."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        pass
+    seed = new_seed()
+    write_private(path, seed + "\n")
+    return seed
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file as a whole, readable by its owner only, and on disk when this returns."""
+    fresh = path.with_name(path.name + ".new")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)

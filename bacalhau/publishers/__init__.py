@@ -1,0 +1,1 @@
+"""What brings outputs to a target: one module per type of target."""

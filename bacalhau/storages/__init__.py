@@ -1,0 +1,1 @@
+"""What brings inputs to the node: one module per type of source."""

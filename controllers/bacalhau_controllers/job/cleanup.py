@@ -1,0 +1,156 @@
+"""Taking jobs down: stop, suspend, delete; and keeping the live set of objects bounded."""
+
+from collections.abc import Iterable
+
+from datetime import timedelta
+
+from bacalhau_api.meta import Contact
+from bacalhau_api.v1.execution import Execution
+from bacalhau_controllers.job.draft import Draft
+from bacalhau_controllers.job.look import Is, Sight, look, takes_results
+from bacalhau_controllers.job.slots import SlotView, names
+from bacalhau_controllers.job.tally import Tally
+
+
+def take_results(draft: Draft, sight: Sight) -> Tally:
+    """Accept what succeeded in the meantime, whatever became of the job; count the slots."""
+    tally = Tally(total=draft.job.status.slots.total)
+    for view in draft.view.slots.values():
+        found = look(view, sight)
+        if found.state is Is.DONE:
+            assert found.execution is not None
+            tally.succeeded += draft.take_result(found.execution, publishes=True)
+        elif found.state is Is.ACCEPTED:
+            tally.succeeded += 1
+        elif found.state is Is.FAILED:
+            tally.failed += 1
+        elif found.state in (Is.LIVE, Is.ABSENT, Is.STOPPING):
+            tally.running += 1
+        if found.state in (Is.DONE, Is.ACCEPTED):
+            for loser in found.losers:
+                draft.stop(loser, "Superseded", superseded=True)
+    return tally
+
+
+def take_older_results(draft: Draft, sight: Sight) -> None:
+    """What an earlier generation finished counts for it, and is not delivered any more: that
+    could overwrite what the current one delivered."""
+    if not takes_results(draft.job):
+        return
+    for generation in _kept(draft):
+        for view in draft.view.older[generation].values():
+            if view.acceptance is None:
+                found = look(view, sight)
+                if found.state is Is.DONE and found.execution is not None:
+                    draft.take_result(found.execution, publishes=False)
+
+
+def unreachable(executions: Iterable[Execution], sight: Sight) -> list[Execution]:
+    """Those that nobody waits for: their node cannot be asked, or does not do what it is told."""
+    return [
+        e
+        for e in executions
+        if e.status.contact is not Contact.REACHABLE
+        or sight.node(e) is None
+        or sight.is_overdue(e)
+    ]
+
+
+def wait_for_stops(executions: list[Execution], draft: Draft, sight: Sight) -> list[Execution]:
+    """Note that stops are waited for; returns those that can be."""
+    ignored = {e.name for e in unreachable(executions, sight)}
+    waited = [e for e in executions if e.name not in ignored]
+    if waited:
+        # The stop may be asked for by this very plan, so patience counts from now at the latest.
+        patience = timedelta(seconds=draft.settings.stop_patience_seconds)
+        nodes = sorted({e.spec.node for e in waited})
+        mover = f"node {nodes[0]}" if len(nodes) == 1 else "nodes"
+        asked = draft.job.status.waiting
+        since = asked.since if asked is not None and asked.what == "Stop" else draft.now
+        draft.wait("Stop", f"{names(waited)} to stop", mover=mover, until=since + patience)
+        if since + patience <= draft.now:
+            draft.look_again(draft.now + timedelta(seconds=draft.settings.sweep_seconds))
+    return waited
+
+
+def is_ready_for_removal(draft: Draft, sight: Sight) -> bool:
+    """Stop everything of a job that is being deleted. True once nobody has to be waited for:
+    nodes that are not heard from learn of it from the full list when they return."""
+    active = draft.view.active()
+    draft.stop_all(active, "JobDeleted")
+    asked_at = draft.job.metadata.deletion_timestamp
+    assert asked_at is not None
+    until = asked_at + timedelta(seconds=draft.settings.delete_patience_seconds)
+    ignored = {e.name for e in unreachable(active, sight)}
+    waited = [e for e in active if e.name not in ignored]
+    if not waited or draft.now >= until:
+        return True
+    nodes = sorted({e.spec.node for e in waited})
+    mover = f"node {nodes[0]}" if len(nodes) == 1 else "nodes"
+    draft.wait("Stop", f"{names(waited)} to stop", mover=mover, until=until)
+    return False
+
+
+def remove_everything(draft: Draft) -> None:
+    """Delete all that a job owns, as far as one plan can."""
+    draft.update.clear()
+    for slots in (draft.view.slots, *draft.view.older.values()):
+        for view in slots.values():
+            _remove_slot(view, draft)
+    for publication in draft.view.publications.values():
+        draft.remove(publication)
+
+
+def prune(draft: Draft, sight: Sight) -> None:
+    """Delete what is too old for the live set; the history keeps it. Never the accepted attempt
+    or the newest one, and nothing that still runs on a node that can be told to stop."""
+    for view in draft.view.slots.values():
+        _prune_attempts(view, draft)
+    kept = _kept(draft)
+    for generation in sorted(draft.view.older):
+        for view in draft.view.older[generation].values():
+            if generation in kept:
+                _prune_attempts(view, draft)
+            elif not _is_in_use(view, draft, sight):
+                _remove_slot(view, draft)
+
+
+def _kept(draft: Draft) -> list[int]:
+    """The earlier generations whose objects stay."""
+    count = max(draft.settings.generations_kept - 1, 0)
+    return sorted(draft.view.older, reverse=True)[:count]
+
+
+def _is_in_use(view: SlotView, draft: Draft, sight: Sight) -> bool:
+    active = view.active
+    if len(unreachable(active, sight)) < len(active):
+        return True
+    publications = (draft.view.publications.get(e.name) for e in view.attempts)
+    return any(
+        p is not None
+        and not p.status.phase.is_final
+        and p.status.contact is Contact.REACHABLE
+        and sight.nodes.node(p.spec.node) is not None
+        for p in publications
+    )
+
+
+def _prune_attempts(view: SlotView, draft: Draft) -> None:
+    surplus = len(view.attempts) - draft.settings.attempts_kept
+    if surplus <= 0:
+        return
+    accepted = view.acceptance.spec.execution if view.acceptance else ""
+    taken = {a.spec.execution for a in draft.accept}
+    for execution in view.attempts[:surplus]:
+        if execution.phase.is_final and execution.name != accepted and execution.name not in taken:
+            draft.remove(execution)
+
+
+def _remove_slot(view: SlotView, draft: Draft) -> None:
+    for execution in view.attempts:
+        draft.remove(execution)
+        publication = draft.view.publications.get(execution.name)
+        if publication is not None:
+            draft.remove(publication)
+    if view.acceptance is not None and not draft.is_full:
+        draft.remove(view.acceptance)

@@ -1,0 +1,228 @@
+"""Finds places for the attempts that slots need, and remembers the verdicts."""
+
+from collections.abc import Iterable, Mapping
+
+from bacalhau_api.v1.execution import Execution, Phase
+from bacalhau_api.v1.job import Job, Verdict
+from bacalhau_controllers.job.draft import Draft, Queued
+from bacalhau_controllers.job.look import Look
+from bacalhau_controllers.job.slots import SlotView, new_execution
+from bacalhau_controllers.placement import (
+    Amounts,
+    NodeTable,
+    Request,
+    Search,
+    amounts_of,
+    describe,
+    shape_of,
+    summarise,
+)
+
+NOTHING = Amounts(0, 0, 0, 0, 0)
+"""For jobs of which only the matching nodes are asked for."""
+
+CAPACITY = "Capacity"
+ANY_SLOT = "*"
+
+
+def request_of(
+    job: Job,
+    executions: Iterable[Execution],
+    nodes: NodeTable,
+    *,
+    only: Iterable[str] | None = None,
+    amounts: Amounts | None = None,
+) -> Request:
+    """What a job asks for. `executions` are those of the current generation."""
+    if amounts is None:
+        amounts = amounts_of(job.spec.task.resources, nodes.defaults)
+    return Request(
+        job=f"{job.metadata.namespace}/{job.name}",
+        job_uid=job.metadata.uid,
+        shape=shape_of(job),
+        amounts=amounts,
+        refused=refused_nodes(executions, nodes),
+        only=None if only is None else frozenset(only),
+    )
+
+
+def refused_nodes(executions: Iterable[Execution], nodes: NodeTable) -> dict[str, str]:
+    """The nodes that refused this generation, with their words.
+
+    A refusal counts for as long as the node stays connected: one that came back since may have
+    been given another configuration, and is asked again, once for each time.
+    """
+    refused: dict[str, str] = {}
+    for execution in executions:
+        report = execution.status.report
+        if report is None or report.phase is not Phase.REJECTED:
+            continue
+        node = nodes.node(execution.spec.node)
+        made = execution.metadata.creation_timestamp
+        since = node.status.connected_since if node else None
+        if since is None or made is None or since <= made:
+            refused[execution.spec.node] = report.message or report.reason
+    return refused
+
+
+class Placer:
+    """Places slots of one job, one after the other, in one plan."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        nodes: NodeTable,
+        held: Mapping[str, str],
+        request: Request,
+    ) -> None:
+        self._draft = draft
+        self._nodes = nodes
+        self._held = held
+        self.request = request
+        self._search: Search | None = None
+        self._is_exhausted = False
+        self._waiting: list[str] = []
+        self._waiting_nodes: list[str] = []
+        self._postponed = 0
+        self.created = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many slots found no place."""
+        return len(self._waiting)
+
+    def place(self, view: SlotView, found: Look) -> bool:
+        """Create the next attempt on the best node. False if there is none, or no more room in
+        this plan."""
+        if not self._has_room():
+            return False
+        search = self._open()
+        row = None if self._is_exhausted else search.best(found.avoid)
+        if row is None:
+            self._wait(search, view)
+            self._is_exhausted = True
+            return False
+        self._create(search, view, found, row)
+        return True
+
+    def try_move(self, view: SlotView, found: Look) -> bool:
+        """As `place`, but never on a node in `avoid`."""
+        if not self._has_room():
+            return False
+        search = self._open()
+        row = None if self._is_exhausted else search.best(found.avoid)
+        if row is None or self._nodes.names[row] in found.avoid:
+            self._wait(search, view)
+            return False
+        self._create(search, view, found, row)
+        return True
+
+    def place_on(self, node: str, view: SlotView, found: Look) -> bool:
+        """Create the next attempt on one node, if it fits there."""
+        if not self._has_room():
+            return False
+        search = self._open()
+        row = search.at(node)
+        if row is None:
+            self._waiting_nodes.append(node)
+            self._wait(search, view)
+            return False
+        self._create(search, view, found, row)
+        return True
+
+    def wait_for_match(self) -> None:
+        """No node matches the job at all: wait for one."""
+        search = self._open()
+        self._wait(search, None)
+
+    def close(self) -> None:
+        """Put the job into the queue if something found no place, or comes in the next plan."""
+        if not self._waiting and not self._postponed:
+            return
+        request = self.request
+        if self._waiting_nodes and not self._postponed:
+            request = Request(
+                request.job,
+                request.job_uid,
+                request.shape,
+                request.amounts,
+                request.refused,
+                frozenset(self._waiting_nodes),
+            )
+        self._draft.queued = Queued(request, len(self._waiting) + self._postponed)
+
+    def _has_room(self) -> bool:
+        if self._draft.has_room():
+            return True
+        self._postponed += 1
+        return False
+
+    def _open(self) -> Search:
+        if self._search is None:
+            now = self._draft.now.timestamp()
+            self._search = Search(self._nodes, self.request, now=now, held=self._held)
+        return self._search
+
+    def _create(self, search: Search, view: SlotView, found: Look, row: int) -> None:
+        draft, slot = self._draft, view.slot
+        if len(draft.verdicts) < draft.settings.verdicts_kept:
+            draft.verdicts.append(
+                describe(search, str(slot), draft.now, row=row, avoid=found.avoid)
+            )
+        execution = new_execution(
+            draft.job,
+            slot,
+            view.next_attempt,
+            node=self._nodes.names[row],
+            charged=found.charged,
+            now=draft.now,
+        )
+        search.take(row, (execution.metadata.namespace, execution.name))
+        draft.add(execution)
+        self.created += 1
+
+    def _wait(self, search: Search, view: SlotView | None) -> None:
+        name = str(view.slot) if view is not None else ANY_SLOT
+        self._waiting.append(name)
+        if len(self._waiting) > 1:
+            return
+        verdict = self._verdict(search, view)
+        # The verdict that says why not is kept, whatever else there is to say.
+        kept = self._draft.settings.verdicts_kept
+        self._draft.verdicts = [verdict, *self._draft.verdicts][:kept]
+
+    def _verdict(self, search: Search, view: SlotView | None) -> Verdict:
+        """Why there is no place. Where only numbers changed since the last time it was written
+        down, the words of that time stand for a while: else every sweep would write."""
+        draft = self._draft
+        name = str(view.slot) if view is not None else ANY_SLOT
+        if view is not None and view.slot.node:
+            request = self.request
+            pinned = Request(
+                request.job,
+                request.job_uid,
+                request.shape,
+                request.amounts,
+                request.refused,
+                frozenset((view.slot.node,)),
+            )
+            search = Search(self._nodes, pinned, now=search.now, held=self._held)
+        new = describe(search, name, draft.now, row=None)
+        for old in draft.job.status.verdicts:
+            if old.slot == name and not old.node:
+                age = (draft.now - old.time).total_seconds()
+                is_same = _gist(old) == _gist(new) and age < draft.settings.verdict_seconds
+                if is_same or old.but(time=new.time) == new:
+                    return old
+        return new
+
+    def explain(self) -> str:
+        """Why the first slot that waits found no place, in one line."""
+        for verdict in self._draft.verdicts:
+            if not verdict.node:
+                return summarise(verdict)
+        return ""
+
+
+def _gist(verdict: Verdict) -> tuple[int, tuple[str, ...]]:
+    return verdict.nodes_total, tuple(c.rule for c in verdict.rejected)

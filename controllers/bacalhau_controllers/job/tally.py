@@ -1,0 +1,122 @@
+"""Counts the slots of a job, and acts on what a look at each of them found."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bacalhau_api.v1.execution import Desired, Execution, Phase
+from bacalhau_api.v1.node import Membership
+from bacalhau_controllers.job.draft import Draft
+from bacalhau_controllers.job.look import Is, Look, Sight, reason_of
+from bacalhau_controllers.job.retry import STOP_EXECUTION_TIMEOUT, End
+from bacalhau_controllers.job.slots import SlotView
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many slots are in which state. `failure` is the first that failed, in words."""
+
+    total: int = 0
+    waiting: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    failure: str = ""
+    is_fatal: bool = False
+    """An exit rule says that the whole job failed."""
+    is_settled: bool = True
+    """False while results are known that did not fit into this plan."""
+
+    def settle(self, view: SlotView, found: Look, draft: Draft, sight: Sight) -> bool:
+        """Count one slot and do what is due about it. True if it needs a new attempt now."""
+        for loser in found.losers:
+            draft.stop(loser, "Superseded", superseded=True)
+        _leave_rejected_nodes(view, draft, sight)
+        match found.state:
+            case Is.ACCEPTED:
+                self.succeeded += 1
+            case Is.DONE:
+                assert found.execution is not None
+                if draft.take_result(found.execution, publishes=True):
+                    self.succeeded += 1
+                else:
+                    self.running += 1
+                    self.is_settled = False
+            case Is.LIVE:
+                assert found.execution is not None
+                self.running += 1
+                if found.until is not None:
+                    draft.look_again(found.until)
+                _watch(found.execution, draft, sight)
+            case Is.ABSENT:
+                self.running += 1
+                _wait_for_contact(found, draft)
+            case Is.STOPPING:
+                assert found.execution is not None
+                self.waiting += 1
+                node = found.execution.spec.node
+                draft.wait("Stop", found.why, mover=f"node {node}", until=found.until)
+            case Is.PAUSED:
+                self.waiting += 1
+                draft.wait("Retry", f"slot {view.slot}: {found.why}", until=found.until)
+            case Is.FAILED:
+                self.failed += 1
+                self.is_fatal |= found.end is End.FAILED_FOR_GOOD
+                if not self.failure:
+                    self.failure = describe_failure(view, found)
+            case Is.NEEDED:
+                return True
+        return False
+
+
+def describe_failure(view: SlotView, found: Look) -> str:
+    """Slot, how it ended, where, and what the node said."""
+    last = found.execution
+    if last is None:
+        return f"slot {view.slot}: {found.why}"
+    tries = f" after {found.charged} attempts" if found.charged > 1 else ""
+    return f"slot {view.slot} on node {last.spec.node}: {reason_of(last)}{tries}"
+
+
+def _watch(execution: Execution, draft: Draft, sight: Sight) -> None:
+    """Wait for a live execution. The node enforces the timeout; if it does not, it is told."""
+    timeout = execution.spec.task.timeouts.execution_timeout
+    if timeout and execution.phase is Phase.RUNNING and execution.spec.desired is Desired.RUN:
+        grace = sight.settings.timeout_grace_seconds
+        until = _started(execution, sight.now) + timedelta(seconds=timeout + grace)
+        if until <= sight.now:
+            draft.stop(execution, STOP_EXECUTION_TIMEOUT)
+        else:
+            draft.look_again(until)
+    node = execution.spec.node
+    # The same words from placement to end: a job's status is not written for each step of a node.
+    draft.wait("Executions", f"{execution.name} is on {node}", mover=f"node {node}")
+
+
+def _started(execution: Execution, now: datetime) -> datetime:
+    """When it started, by the node's clock if that can be right, else when it was made."""
+    made = execution.metadata.creation_timestamp or now
+    report = execution.status.report
+    started = report.started_at if report else None
+    return started if started is not None and made <= started <= now else made
+
+
+def _wait_for_contact(found: Look, draft: Draft) -> None:
+    execution = found.execution
+    assert execution is not None
+    node = execution.spec.node
+    if found.until is None:
+        draft.wait("Contact", found.why, mover=f"node {node}")
+    else:
+        draft.wait("Contact", found.why, until=found.until)
+
+
+def _leave_rejected_nodes(view: SlotView, draft: Draft, sight: Sight) -> None:
+    """Nothing is to run on a node that was rejected or removed. It learns so if it returns."""
+    for execution in view.attempts:
+        if execution.phase.is_final or execution.spec.desired is Desired.STOP:
+            continue
+        node = sight.node(execution)
+        if node is None:
+            draft.stop(execution, "NodeRemoved")
+        elif node.spec.membership is Membership.REJECTED:
+            draft.stop(execution, "NodeRejected")

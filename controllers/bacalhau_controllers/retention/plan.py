@@ -1,0 +1,71 @@
+"""Which finished jobs of a namespace have been kept for long enough: pure."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bacalhau_api.v1.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """How long finished jobs are kept. `finished_max` counts them per namespace; beyond it the
+    oldest go first. `deletions_max` bounds one pass."""
+
+    finished_seconds: float = 7 * 86400.0
+    finished_max: int = 10_000
+    deletions_max: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A job whose time is over, and why."""
+
+    job: Job
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPlan:
+    """`expired` in order, the oldest first. `has_more`: the pass was cut short."""
+
+    expired: tuple[Expired, ...]
+    has_more: bool = False
+
+
+def plan(
+    jobs: Iterable[Job],
+    publishing: Collection[str],
+    settings: RetentionSettings,
+    now: datetime,
+) -> RetentionPlan:
+    """Choose among the jobs of one namespace. `publishing` are the uids of jobs whose outputs are
+    still on their way: those stay, however old they are, and do not count."""
+    finished = [
+        (ended, job)
+        for job in jobs
+        if (ended := _ended(job)) is not None and job.metadata.uid not in publishing
+    ]
+    finished.sort(key=lambda pair: (pair[0], pair[1].name))
+    surplus = max(0, len(finished) - settings.finished_max)
+    oldest_kept = now - timedelta(seconds=settings.finished_seconds)
+    expired: list[Expired] = []
+    for place, (ended, job) in enumerate(finished):
+        if ended <= oldest_kept:
+            expired.append(Expired(job, "RetentionTime"))
+        elif place < surplus:
+            expired.append(Expired(job, "RetentionCount"))
+        else:
+            break
+    cut = expired[: settings.deletions_max]
+    return RetentionPlan(tuple(cut), has_more=len(cut) < len(expired))
+
+
+def _ended(job: Job) -> datetime | None:
+    """When a job finished; None if it has not, or is to run again, or is being deleted already."""
+    status = job.status
+    if job.is_deleting or not status.phase.is_final:
+        return None
+    if status.observed_generation != job.metadata.generation:
+        return None
+    return status.finished_at

@@ -1,0 +1,455 @@
+"""The node's agent: runs what the ledger says, with or without an orchestrator.
+
+On start it reads the ledger, asks the engines what really runs, adopts it or records how it ended,
+and only then connects. From then on workers move executions and publications, the session brings
+orders and carries news, and `Upkeep` looks after what no single execution sees.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping
+
+from bacalhau_api.base import Model
+from bacalhau_api.errors import BacalhauError
+from bacalhau_api.v1.execution import Execution
+from bacalhau_api.v1.job import Resources
+from bacalhau_api.v1.node import Capability, NodeInfo
+from bacalhau_api.wire import Assignments, Gone, Known
+from bacalhau_controllers.contract import Clock, Ids
+from bacalhau_controllers.runner import assign
+from bacalhau_controllers.runner.admission import resources_of
+from bacalhau_controllers.runner.capacity import Allocator
+from bacalhau_controllers.runner.commit import GroupCommit
+from bacalhau_controllers.runner.guard import GuardedEngine
+from bacalhau_controllers.runner.ledger import (
+    Book,
+    Forget,
+    Ledger,
+    LedgerBrokenError,
+    LedgerFullError,
+    PutContact,
+)
+from bacalhau_controllers.runner.ports import (
+    Engine,
+    Link,
+    Observation,
+    Publisher,
+    Storage,
+    Workspace,
+)
+from bacalhau_controllers.runner.publisher import PublicationWorker
+from bacalhau_controllers.runner.publishing import PublicationEvent, Woken
+from bacalhau_controllers.runner.session import Session
+from bacalhau_controllers.runner.site import AgentSettings, Site, make_slots
+from bacalhau_controllers.runner.state import (
+    AgentStarted,
+    Event,
+    Instant,
+    RunnerState,
+    Stage,
+    workload_id,
+)
+from bacalhau_controllers.runner.upkeep import Upkeep
+from bacalhau_controllers.runner.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+BUG_PAUSE_SECONDS = 60.0
+"""Before an execution whose worker ended by a bug is taken up again."""
+
+
+class Snapshot(Model):
+    """How an agent is, for people and metrics."""
+
+    node: str
+    incarnation: str = ""
+    is_linked: bool = False
+    is_welcome: bool = False
+    is_approved: bool = False
+    session_message: str = ""
+    ledger_error: str = ""
+    facts_waiting: int = 0
+    stages: dict[str, int] = {}
+    publications: dict[str, int] = {}
+    allocated: Resources = Resources()
+    capacity: Resources = Resources()
+    waiting_for_capacity: int = 0
+    engines: tuple[Capability, ...] = ()
+    storages: tuple[Capability, ...] = ()
+    publishers: tuple[Capability, ...] = ()
+
+
+class Agent:
+    """One node's agent. `run` it once; `close` it afterwards.
+
+    Engines, storages and publishers are by type. The clock's `monotonic` must be comparable
+    between agents within one boot of the machine (see AgentSettings).
+    """
+
+    def __init__(
+        self,
+        node: str,
+        ledger: Ledger,
+        engines: Mapping[str, Engine],
+        storages: Mapping[str, Storage],
+        publishers: Mapping[str, Publisher],
+        workspace: Workspace,
+        link: Link,
+        clock: Clock,
+        rng: random.Random,
+        ids: Ids,
+        settings: AgentSettings,
+    ) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._workers: dict[str, Worker] = {}
+        self._publication_workers: dict[str, PublicationWorker] = {}
+        self._uids_by_name: dict[tuple[str, str], list[str]] = {}
+        self._ask_again: set[str] = set()
+        self._intake = asyncio.Lock()
+        self._group: asyncio.TaskGroup | None = None
+        self._contact_heard = asyncio.Event()
+        self._is_recovered = False
+        writer = GroupCommit(ledger, Book.empty())
+        self.site = Site(
+            node=node,
+            clock=clock,
+            settings=settings,
+            engines={
+                name: GuardedEngine(name, engine, clock, settings.limits, settings.starts_max)
+                for name, engine in engines.items()
+            },
+            storages=storages,
+            publishers=publishers,
+            workspace=workspace,
+            writer=writer,
+            allocator=Allocator(settings.policy.capacity, settings.policy.executions_max),
+            slots=make_slots(settings),
+        )
+        self.contact: Instant | None = None
+        self._session = Session(node, link, self, writer, clock, rng, ids, settings.request_seconds)
+        self._upkeep = Upkeep(self)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises LedgerHeldError or LedgerBrokenError."""
+        self.site.writer.book = await self._ledger.open()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self.site.writer.run(), name="ledger")
+                await self._recover()
+                group.create_task(self._session.run(), name="session")
+                group.create_task(self._keep_contact(), name="contact")
+                for name, loop in self._upkeep.loops().items():
+                    group.create_task(loop, name=name)
+        except* LedgerBrokenError as broken:
+            error: BaseException = broken
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+        finally:
+            self._group = None
+            await self._ledger.close()
+
+    async def close(self, *, keep_running: bool) -> None:
+        """Let go of the engines, after `run` has ended. With `keep_running` workloads go on, and
+        the next agent finds them."""
+        for name, engine in self.site.engines.items():
+            try:
+                await engine.close(keep_running=keep_running)
+            except BacalhauError as error:
+                logger.warning(
+                    "Failed to close engine", extra={"engine": name, "error": error.message}
+                )
+
+    async def _recover(self) -> None:
+        """Take up what an earlier life of this agent left, as it really is."""
+        site, book = self.site, self.site.book
+        halves = [uid for uid in book.executions if uid not in book.states]
+        halves += [uid for uid in book.publications if uid not in book.publication_states]
+        await site.writer.commit([Forget(uid) for uid in halves])
+        self.contact = book.meta.contact
+        for uid, state in book.states.items():
+            execution = book.executions[uid]
+            self._index(uid)
+            if state.stage.holds_capacity:
+                asked = resources_of(execution.spec.task, site.policy)
+                site.allocator.hold(uid, asked)
+        await site.check_plugs()
+        alive = [uid for uid, state in book.states.items() if state.stage is not Stage.DONE]
+        found = await asyncio.gather(*(self._look(uid) for uid in alive))
+        for uid, seen in zip(alive, found, strict=True):
+            self.post(uid, AgentStarted(seen))
+        # What was cut off for too long while no agent ran must not go on a moment longer.
+        self._upkeep.check_cut_off()
+        for uid, progress in book.publication_states.items():
+            if not progress.report.phase.is_final or not progress.is_assigned:
+                self.post_publication(uid, Woken())
+        await self._upkeep.sweep()
+        self._is_recovered = True
+        logger.info(
+            "Recovered", extra={"incarnation": book.meta.incarnation, "executions": len(alive)}
+        )
+
+    async def _look(self, uid: str) -> Observation | None:
+        """What the engine says of an execution's present run; None if it does not say."""
+        execution, state = self.site.book.executions[uid], self.site.book.states[uid]
+        engine = self.site.engines.get(execution.spec.task.engine.type)
+        if engine is None or not state.stage.may_run:
+            return None
+        try:
+            return await engine.observe(workload_id(execution, state.run))
+        except BacalhauError as error:
+            logger.warning(
+                "Failed to look at a run",
+                extra={"execution": execution.name, "error": error.message},
+            )
+            return None
+
+    # -- executions and publications -------------------------------------------------------------
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """The executions that are not at rest, by uid."""
+        return self._workers
+
+    def state_of(self, uid: str) -> RunnerState | None:
+        """The present state, ahead of the ledger where a worker is."""
+        worker = self._workers.get(uid)
+        return worker.state if worker else self.site.book.states.get(uid)
+
+    def uids_named(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The executions in the ledger with this name: one, or a second that waits until the
+        first, its namesake, is removed."""
+        return tuple(self._uids_by_name.get((namespace, name), ()))
+
+    def uids_of_run(self, execution: str) -> tuple[str, ...]:
+        """The executions with this name in any namespace: run ids carry none."""
+        return tuple(
+            uid
+            for (_, name), uids in self._uids_by_name.items()
+            if name == execution
+            for uid in uids
+        )
+
+    def is_over(self, namespace: str, name: str) -> bool | None:
+        """Whether the execution will write no more; None if this node does not know it."""
+        for uid in self.uids_named(namespace, name):
+            state = self.state_of(uid)
+            if state is not None:
+                return state.stage.is_over
+        return None
+
+    def post(self, uid: str, event: Event | None) -> None:
+        """Tell an execution's worker what happened; None: to look at its spec."""
+        worker = self._workers.get(uid) or self._employ(uid)
+        if worker is None:
+            return
+        if event is None:
+            worker.nudge()
+        else:
+            worker.post(event)
+
+    def post_publication(self, uid: str, event: PublicationEvent | None) -> None:
+        """The same for a publication."""
+        worker = self._publication_workers.get(uid)
+        if worker is None:
+            if self._group is None or uid not in self.site.book.publication_states:
+                return
+            worker = PublicationWorker(self.site, uid, self._publication_retired)
+            self._publication_workers[uid] = worker
+            self._group.create_task(self._run_publication(worker), name=f"publication {uid}")
+        if event is None:
+            worker.nudge()
+        else:
+            worker.post(event)
+
+    def _employ(self, uid: str) -> Worker | None:
+        if self._group is None or uid not in self.site.book.states:
+            return None
+        self._index(uid)
+        execution = self.site.book.executions[uid]
+        first = self._uids_by_name[(execution.metadata.namespace, execution.name)][0]
+        if first != uid:
+            return None  # its namesake's directory must be gone first; see `_retired`
+        worker = Worker(self.site, uid, self._retired)
+        self._workers[uid] = worker
+        self._group.create_task(self._run_worker(worker), name=f"execution {execution.name}")
+        return worker
+
+    async def _run_worker(self, worker: Worker) -> None:
+        try:
+            await worker.run()
+        except LedgerBrokenError:
+            raise
+        except Exception:
+            logger.exception("Failed to move an execution", extra={"uid": worker.uid})
+            await self.site.clock.sleep(BUG_PAUSE_SECONDS)
+            self._workers.pop(worker.uid, None)
+            self.post(worker.uid, AgentStarted())
+
+    async def _run_publication(self, worker: PublicationWorker) -> None:
+        try:
+            await worker.run()
+        except LedgerBrokenError:
+            raise
+        except Exception:
+            logger.exception("Failed to move a publication", extra={"uid": worker.uid})
+            await self.site.clock.sleep(BUG_PAUSE_SECONDS)
+            self._publication_workers.pop(worker.uid, None)
+            self.post_publication(worker.uid, Woken())
+
+    def _retired(self, worker: Worker) -> None:
+        del self._workers[worker.uid]
+        if worker.state.stage is not Stage.GONE:
+            return
+        self.site.allocator.give_back(worker.uid)
+        key = worker.key
+        uids = self._uids_by_name.get(key, [])
+        if worker.uid in uids:
+            uids.remove(worker.uid)
+        if uids:
+            self.post(uids[0], AgentStarted())
+        else:
+            self._uids_by_name.pop(key, None)
+        if worker.uid in self._ask_again:
+            self._ask_again.discard(worker.uid)
+            self._session.hello_again("an execution is wanted again that was being removed")
+
+    def _publication_retired(self, worker: PublicationWorker) -> None:
+        del self._publication_workers[worker.uid]
+
+    def _index(self, uid: str) -> None:
+        execution = self.site.book.executions[uid]
+        uids = self._uids_by_name.setdefault((execution.metadata.namespace, execution.name), [])
+        if uid not in uids:
+            uids.append(uid)
+
+    # -- the session's desk ----------------------------------------------------------------------
+
+    def now(self) -> Instant:
+        """See Desk."""
+        return self.site.now()
+
+    def info(self) -> NodeInfo:
+        """See Desk."""
+        site, settings = self.site, self._settings
+        engines = [engine.capability for engine in site.engines.values()]
+        if site.writer.full is not None:
+            reason = f"LedgerFull: {site.writer.full.message}"
+            engines = [one.but(available=False, reason=reason) for one in engines]
+        return NodeInfo(
+            version=settings.version,
+            labels=dict(settings.labels),
+            capacity=settings.policy.capacity,
+            engines=tuple(engines),
+            storages=tuple(site.storage_capabilities.values()),
+            publishers=tuple(site.publisher_capabilities.values()),
+            local_paths=settings.local_paths,
+            executions_max=settings.policy.executions_max,
+        )
+
+    def held(self) -> tuple[Known, ...]:
+        """See Desk."""
+        book = self.site.book
+        known = [
+            _known(book.executions[uid], is_final=state.report.phase.is_final)
+            for uid, state in book.states.items()
+            if uid in book.executions
+        ]
+        return tuple(sorted(known, key=lambda one: one.is_final))
+
+    def heard(self, sent: Instant) -> None:
+        """See Desk."""
+        if self.contact is None or (self.contact.elapsed(sent) or 1.0) > 0:
+            self.contact = sent
+            self._contact_heard.set()
+
+    async def take_list(
+        self, assignments: Assignments, steps: Mapping[str, int], sent: Instant
+    ) -> None:
+        """See Desk."""
+        async with self._intake:
+            orders = assign.full_list(self.site.book, assignments, steps, self.now(), sent)
+            await self._obey(orders)
+
+    async def take_changes(self, assignments: Assignments, gone: tuple[Gone, ...]) -> None:
+        """See Desk."""
+        async with self._intake:
+            now = self.now()
+            contact = self.contact or now
+            await self._obey(assign.changes(self.site.book, assignments, gone, now, contact))
+
+    def is_session(self, node: str, session: str) -> bool:
+        """Whether a message from the orchestrator is for this node's present session."""
+        return self._session.is_current(node, session)
+
+    async def _obey(self, orders: assign.Orders) -> None:
+        await self.site.writer.commit(orders.entries)
+        self._ask_again.update(orders.must_ask_again)
+        for uid, event in orders.events:
+            self.post(uid, event)
+        for uid, what in orders.publications:
+            self.post_publication(uid, what)
+
+    async def _keep_contact(self) -> None:
+        """Write down when the orchestrator was last heard, where the disconnect policy of some
+        execution has to know it after a restart of the agent."""
+        while True:
+            await self._contact_heard.wait()
+            self._contact_heard.clear()
+            if self.contact is not None and self._upkeep.needs_contact():
+                with contextlib.suppress(LedgerFullError):
+                    await self.site.writer.commit([PutContact(self.contact)])
+
+    # -- for people ------------------------------------------------------------------------------
+
+    @property
+    def is_recovered(self) -> bool:
+        """True once everything that an earlier life of the agent left was taken up."""
+        return self._is_recovered
+
+    @property
+    def is_welcome(self) -> bool:
+        """True while in a session whose full list was taken."""
+        return self._session.standing.is_welcome
+
+    def snapshot(self) -> Snapshot:
+        """The present state of the agent as a whole. Holds no secrets."""
+        site, book, standing = self.site, self.site.book, self._session.standing
+        stages = Counter(
+            str(state.stage) for uid in book.states if (state := self.state_of(uid)) is not None
+        )
+        phases = Counter(str(one.report.phase) for one in book.publication_states.values())
+        return Snapshot(
+            node=site.node,
+            incarnation=book.meta.incarnation,
+            is_linked=standing.is_linked,
+            is_welcome=standing.is_welcome,
+            is_approved=standing.is_approved,
+            session_message=standing.message,
+            ledger_error=site.writer.full.message if site.writer.full else "",
+            facts_waiting=len(book.facts),
+            stages=dict(stages),
+            publications=dict(phases),
+            allocated=site.allocator.allocated,
+            capacity=site.allocator.capacity,
+            waiting_for_capacity=site.allocator.waiting,
+            engines=tuple(engine.capability for engine in site.engines.values()),
+            storages=tuple(site.storage_capabilities.values()),
+            publishers=tuple(site.publisher_capabilities.values()),
+        )
+
+
+def _known(execution: Execution, *, is_final: bool) -> Known:
+    return Known(
+        namespace=execution.metadata.namespace,
+        name=execution.name,
+        uid=execution.metadata.uid,
+        is_final=is_final,
+    )

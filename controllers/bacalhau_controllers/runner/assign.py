@@ -1,0 +1,173 @@
+"""What a node makes of the lists that the orchestrator sends: pure, entries for one commit and
+events for the executions.
+
+Older versions of an object never override newer ones, whichever message carries them. What an
+earlier ledger of this node had begun is not begun again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from bacalhau_api.v1.execution import (
+    Execution,
+    Publication,
+    PublicationPhase,
+    PublicationReport,
+)
+from bacalhau_api.wire import Assignments, Fact, Gone
+from bacalhau_controllers.runner.ledger import (
+    Book,
+    DropFact,
+    Entry,
+    PublicationState,
+    PutContact,
+    PutExecution,
+    PutFact,
+    PutPublication,
+    PutPublicationState,
+    PutState,
+)
+from bacalhau_controllers.runner.publishing import Behind, PublicationEvent, Wanted, Withdrawn
+from bacalhau_controllers.runner.state import (
+    Disowned,
+    Event,
+    Instant,
+    LinkUp,
+    Reassigned,
+    Stage,
+    Unassigned,
+    lost_state,
+    new_state,
+)
+
+
+@dataclass(slots=True)
+class Orders:
+    """`entries` are to be stored together; then `events` told, in order, to the executions they
+    name (None: just look), and `publications` to publications. `must_ask_again` names executions that are wanted again
+    while they are being removed: once they are gone, the full list is needed anew."""
+
+    entries: list[Entry] = field(default_factory=list)
+    events: list[tuple[str, Event | None]] = field(default_factory=list)
+    publications: list[tuple[str, PublicationEvent | None]] = field(default_factory=list)
+    must_ask_again: list[str] = field(default_factory=list)
+
+
+def full_list(
+    book: Book, assignments: Assignments, steps: Mapping[str, int], now: Instant, contact: Instant
+) -> Orders:
+    """The welcome: what is held beyond it is not wanted any more.
+
+    `contact` is when the orchestrator was last heard (when what it answered was sent).
+    `steps` has the step of the report that is stored, per uid, where it is of this incarnation.
+    """
+    orders = Orders()
+    _changed(orders, book, assignments, now, contact)
+    for uid, step in steps.items():
+        fact = book.facts.get(uid)
+        if fact is not None and _step_of(fact) <= step:
+            orders.entries.append(DropFact(uid))
+        state = book.states.get(uid)
+        if state is not None and state.report.step < step:
+            orders.events.append((uid, Disowned(step)))
+        progress = book.publication_states.get(uid)
+        if progress is not None and progress.report.step < step:
+            orders.publications.append((uid, Behind(step)))
+    listed = {one.metadata.uid for one in assignments.executions}
+    for uid, state in book.states.items():
+        if uid in listed:
+            if state.needs_contact:
+                orders.events.append((uid, LinkUp()))
+        elif not (state.stage is Stage.DONE and uid in book.facts):
+            # What is finished and not yet told is told first: the acknowledgement of a fact that
+            # nobody wants comes just as well, and the next full list removes it.
+            orders.events.append((uid, Unassigned()))
+    listed = {one.metadata.uid for one in assignments.publications}
+    orders.publications += [(uid, Withdrawn()) for uid in book.publications if uid not in listed]
+    return orders
+
+
+def changes(
+    book: Book, assignments: Assignments, gone: Iterable[Gone], now: Instant, contact: Instant
+) -> Orders:
+    """What changed since the full list."""
+    orders = Orders()
+    for one in gone:
+        if one.kind == "Execution" and one.uid in book.states:
+            orders.events.append((one.uid, Unassigned()))
+        elif one.kind == "Publication" and one.uid in book.publications:
+            orders.publications.append((one.uid, Withdrawn()))
+    _changed(orders, book, assignments, now, contact)
+    return orders
+
+
+def _changed(
+    orders: Orders, book: Book, assignments: Assignments, now: Instant, contact: Instant
+) -> None:
+    orders.entries.append(PutContact(contact))
+    for execution in assignments.executions:
+        _execution(book, execution, now, orders)
+    for publication in assignments.publications:
+        _publication(book, publication, now, orders)
+
+
+def _execution(book: Book, execution: Execution, now: Instant, orders: Orders) -> None:
+    uid = execution.metadata.uid
+    held = book.executions.get(uid) if uid in book.states else None
+    told = execution.status.report
+    if held is None:
+        if told is not None and told.phase.is_final:
+            return  # finished by an earlier ledger of this node; nothing is left to do
+        state = new_state(book.meta.incarnation, now)
+        orders.entries.append(PutExecution(execution))
+        if told is not None:
+            state = lost_state(execution, book.meta.incarnation, now)
+            fact = Fact(
+                seq=0,
+                namespace=execution.metadata.namespace,
+                name=execution.name,
+                uid=uid,
+                execution=state.report,
+            )
+            orders.entries.append(PutFact(fact))
+        orders.entries.append(PutState(uid, state))
+        orders.events.append((uid, None))
+        return
+    if execution.metadata.resource_version > held.metadata.resource_version:
+        orders.entries.append(PutExecution(execution))
+        orders.events.append((uid, None))
+    state = book.states[uid]
+    if not state.is_assigned:
+        orders.events.append((uid, Reassigned()))
+        if state.stage is Stage.CLEANING:
+            orders.must_ask_again.append(uid)
+
+
+def _publication(book: Book, publication: Publication, now: Instant, orders: Orders) -> None:
+    uid = publication.metadata.uid
+    held = book.publications.get(uid) if uid in book.publication_states else None
+    if held is None:
+        told = publication.status.report
+        if told is not None and told.phase.is_final:
+            return
+        # Publishing is idempotent: what an earlier ledger had begun is simply done again.
+        report = PublicationReport(
+            step=told.step if told else 0,
+            incarnation=book.meta.incarnation,
+            phase=PublicationPhase.PENDING,
+            attempts=told.attempts if told else 0,
+        )
+        orders.entries.append(PutPublication(publication))
+        orders.entries.append(PutPublicationState(uid, PublicationState(since=now, report=report)))
+        orders.publications.append((uid, None))
+        return
+    if publication.metadata.resource_version > held.metadata.resource_version:
+        orders.entries.append(PutPublication(publication))
+        orders.publications.append((uid, None))
+    if not book.publication_states[uid].is_assigned:
+        orders.publications.append((uid, Wanted()))
+
+
+def _step_of(fact: Fact) -> int:
+    report = fact.execution or fact.publication
+    return report.step if report else 0

@@ -1,0 +1,239 @@
+"""What no single execution sees: plugs that come and go, runs that nobody knows, the time since
+the orchestrator was heard, and outputs that are kept long enough.
+
+Each is a loop that looks again at everything, so that whatever went wrong once is put right.
+"""
+
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol
+
+from bacalhau_api.errors import BacalhauError
+from bacalhau_controllers.runner import machine
+from bacalhau_controllers.runner.guard import GuardedEngine, within
+from bacalhau_controllers.runner.ledger import Entry, PutState
+from bacalhau_controllers.runner.perform import DISK_SECONDS
+from bacalhau_controllers.runner.site import Site
+from bacalhau_controllers.runner.state import (
+    CutOff,
+    Event,
+    Instant,
+    OutputsDropped,
+    RunnerState,
+    Stage,
+    split_workload_id,
+)
+from bacalhau_controllers.runner.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+CUT_OFF_SECONDS = 1.0
+"""Between looks at the time since the orchestrator was heard."""
+
+
+class Household(Protocol):
+    """What upkeep sees of the agent."""
+
+    site: Site
+    contact: Instant | None
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """The executions that are not at rest, by uid."""
+        ...
+
+    @property
+    def is_welcome(self) -> bool:
+        """True while in a session whose full list was taken."""
+        ...
+
+    def state_of(self, uid: str) -> RunnerState | None:
+        """An execution's present state."""
+        ...
+
+    def uids_of_run(self, execution: str) -> tuple[str, ...]:
+        """The executions of this name, in any namespace."""
+        ...
+
+    def uids_named(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The executions of this name."""
+        ...
+
+    def post(self, uid: str, event: Event | None) -> None:
+        """Tell an execution what happened."""
+        ...
+
+
+class Upkeep:
+    """The loops of one agent."""
+
+    def __init__(self, home: Household) -> None:
+        self._home = home
+        self._site = home.site
+        self._started = home.site.now()
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What is to run, by name, until cancelled."""
+        return {
+            "health": self._health_loop(),
+            "sweep": self._sweep_loop(),
+            "cut-off": self._cut_off_loop(),
+            "tidy": self._tidy_loop(),
+        }
+
+    # -- plugs -----------------------------------------------------------------------------------
+
+    async def _health_loop(self) -> None:
+        while True:
+            await self._site.clock.sleep(self._site.settings.health_seconds)
+            await self._site.check_plugs()
+
+    # -- runs that nobody knows ------------------------------------------------------------------
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await self._site.clock.sleep(self._site.settings.sweep_seconds)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Stop and remove every run of this node's engines that no execution accounts for."""
+        for engine in self._site.engines.values():
+            try:
+                for run_id in await engine.list():
+                    await self._sweep_run(engine, run_id)
+            except BacalhauError as error:
+                logger.info(
+                    "Postponed a sweep", extra={"engine": engine.name, "error": error.message}
+                )
+
+    async def _sweep_run(self, engine: GuardedEngine, run_id: str) -> None:
+        if self._is_accounted_for(run_id):
+            return
+        logger.warning(
+            "Removed a run that nobody asked for", extra={"engine": engine.name, "run": run_id}
+        )
+        await engine.stop(run_id, self._site.limits.stop_grace_seconds)
+        if not self._is_accounted_for(run_id):
+            await engine.remove(run_id)
+
+    def _is_accounted_for(self, run_id: str) -> bool:
+        parts = split_workload_id(run_id)
+        if parts is None:
+            return False
+        name, run = parts
+        states = [self._home.state_of(uid) for uid in self._home.uids_of_run(name)]
+        # The present run, until it was reported for good; a later one is about to be known.
+        return any(
+            state is not None and run >= state.run and state.stage is not Stage.DONE
+            for state in states
+        )
+
+    # -- being cut off ---------------------------------------------------------------------------
+
+    def needs_contact(self) -> bool:
+        """Whether some execution has to be stopped when the node is cut off for long."""
+        return any(
+            worker.execution_deadline_seconds is not None
+            for worker in self._home.workers.values()
+            if not worker.state.stage.is_over
+        )
+
+    async def _cut_off_loop(self) -> None:
+        while True:
+            due = self.check_cut_off()
+            await self._site.clock.sleep(min(due, CUT_OFF_SECONDS))
+
+    def check_cut_off(self) -> float:
+        """Tell each execution whose policy does not allow to be cut off for as long as it is.
+        Returns the seconds until the next may be due.
+
+        The time counts from when the last answered request was *sent*: the orchestrator, which
+        counts from when it came, always waits longer than this node does.
+        """
+        now, contact = self._site.now(), self._home.contact
+        seconds = contact.elapsed(now) if contact else None
+        if seconds is None:  # another boot: nothing that needs contact runs (see the machine)
+            seconds = self._started.elapsed(now) or 0.0
+        due = CUT_OFF_SECONDS
+        for uid, worker in list(self._home.workers.items()):
+            allowed = worker.execution_deadline_seconds
+            if allowed is None or worker.state.stage.is_over:
+                continue
+            if seconds >= allowed:
+                message = f"the node was cut off for {allowed} s, after which it is to be stopped"
+                self._home.post(uid, CutOff(message))
+            else:
+                due = min(due, allowed - seconds)
+        return max(due, 0.01)
+
+    # -- outputs ---------------------------------------------------------------------------------
+
+    async def _tidy_loop(self) -> None:
+        while True:
+            await self._site.clock.sleep(self._site.settings.tidy_seconds)
+            try:
+                await self.tidy()
+            except BacalhauError as error:
+                logger.warning("Failed to tidy up", extra={"error": error.message})
+
+    async def tidy(self) -> None:
+        """Remove outputs that were kept long enough, and directories that nobody knows."""
+        for uid in self._outgrown():
+            await self._drop(uid)
+        age_max = self._site.settings.retention_seconds
+        if not age_max or not self._home.is_welcome:
+            return
+        workspace = self._site.workspace
+        strays = await within(DISK_SECONDS, "listing directories", workspace.strays())
+        for namespace, name, age_seconds in strays:
+            if age_seconds > age_max and not self._home.uids_named(namespace, name):
+                layout = workspace.layout(namespace, name)
+                logger.info("Removed a stray directory", extra={"path": str(layout.root)})
+                await within(DISK_SECONDS, "removing a directory", workspace.remove(layout))
+
+    def _outgrown(self) -> list[str]:
+        """Finished executions whose report is stored and whose outputs exceed age or size,
+        oldest first. Outputs that are still to be published are kept."""
+        settings, book, now = self._site.settings, self._site.book, self._site.now()
+        wanted = {
+            publication.spec.execution_uid
+            for uid, publication in book.publications.items()
+            if not book.publication_states[uid].report.phase.is_final
+        }
+        kept = [
+            (uid, state)
+            for uid, state in book.states.items()
+            if state.stage is Stage.DONE
+            and state.has_outputs
+            and uid not in book.facts
+            and uid not in wanted
+            and uid not in self._home.workers
+        ]
+        kept.sort(key=lambda one: one[1].since.wall)
+        sizes = [
+            state.report.outputs.size_bytes if state.report.outputs else 0 for _, state in kept
+        ]
+        excess = sum(sizes) - settings.retention_bytes if settings.retention_bytes else 0
+        outgrown: list[str] = []
+        for (uid, state), size in zip(kept, sizes, strict=True):
+            # Ages are told by the monotonic clock only: a wall clock that jumps a year ahead must
+            # not cost anybody's results. After a boot they count from the agent's start.
+            age = state.since.elapsed(now)
+            age = self._started.elapsed(now) or 0.0 if age is None else age
+            is_old = bool(settings.retention_seconds) and age > settings.retention_seconds
+            if is_old or excess > 0:
+                outgrown.append(uid)
+                excess -= size
+        return outgrown
+
+    async def _drop(self, uid: str) -> None:
+        site = self._site
+        execution, state = site.book.executions.get(uid), site.book.states.get(uid)
+        if execution is None or state is None:
+            return
+        step = machine.step(execution, state, OutputsDropped(), site.now(), site.limits)
+        entries: list[Entry] = [PutState(uid, step.state)]
+        await site.writer.commit(entries)
+        layout = site.layout(execution)
+        logger.info("Dropped outputs", extra={"execution": execution.name})
+        await within(DISK_SECONDS, "removing outputs", site.workspace.drop_outputs(layout))
