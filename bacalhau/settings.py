@@ -59,6 +59,7 @@ class ServeSettings:
     join_token      role compute: the single-use token to enrol with, needed the first time only
     require_approval  nodes that joined wait for `bacalhau node approve`
     relaxed_durability  acknowledge writes before they are on disk
+    allow_env       globs of host variables that jobs may use by `env:NAME`
     on_exit         what happens to running workloads when this process ends by a signal
     """
 
@@ -77,6 +78,7 @@ class ServeSettings:
     join_token: str = ""
     require_approval: bool = False
     allow_paths: tuple[AllowedPath, ...] = ()
+    allow_env: tuple[str, ...] = ()
     allow_private_urls: bool = False
     capacity: CapacityOverrides = CapacityOverrides()
     relaxed_durability: bool = False

@@ -5,6 +5,8 @@ import time
 import uuid
 from datetime import UTC, datetime
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class SystemClock:
     """The machine's wall and monotonic clocks."""
@@ -14,8 +16,9 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some start; goes on through changes of the wall clock."""
-        return time.monotonic()
+        """Seconds since the machine started, where the system tells. Goes on through changes of
+        the wall clock and while the machine sleeps, and all processes agree on it."""
+        return time.clock_gettime(_CLOCK)
 
     async def sleep(self, seconds: float) -> None:
         """Return after so many seconds."""

@@ -31,12 +31,12 @@ _SECONDS: Final = {
 
 
 def _squeezed(text: str, example: str) -> str:
-    squeezed = _SPACE.sub("", text[: 4 * _LENGTH_MAX]).lower()
+    squeezed = _SPACE.sub("", text[: 4 * _LENGTH_MAX])
     if squeezed.startswith("-"):
         raise ValueError("must not be negative")
     if len(text) > 4 * _LENGTH_MAX or len(squeezed) > _LENGTH_MAX or not squeezed.isascii():
         raise ValueError(f"is not a quantity; write it like {example}")
-    return squeezed
+    return squeezed.lower()
 
 
 def parse_cpu(text: str) -> int:

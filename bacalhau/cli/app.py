@@ -23,6 +23,7 @@ from bacalhau.cli.commands import (
     wait,
 )
 from bacalhau.cli.session import Session
+from bacalhau.cli.text import clean
 
 _GLOBAL_WITH_VALUE = ("--server", "--api-host", "--api-port")
 _GLOBAL_FLAGS = ("--debug",)
@@ -95,14 +96,14 @@ def _tell(error: Exception) -> int:
     code, show = getattr(error, "exit_code", None), getattr(error, "format_message", None)
     if isinstance(code, int) and callable(show):
         if message := show():
-            print(f"error: {exits.clean(message)}", file=sys.stderr)
+            print(f"error: {clean(message)}", file=sys.stderr)
             usage = getattr(getattr(error, "ctx", None), "command_path", "bacalhau")
             print(f"hint: see {usage} --help", file=sys.stderr)
         return code
     if isinstance(error, OSError):
-        print(f"error: {exits.clean(error)}", file=sys.stderr)
+        print(f"error: {clean(error)}", file=sys.stderr)
         return exits.ERROR
-    print(f"error: {exits.clean(type(error).__name__)}: {exits.clean(error)}", file=sys.stderr)
+    print(f"error: {clean(type(error).__name__)}: {clean(error)}", file=sys.stderr)
     print("hint: this is a bug; --debug shows where it is", file=sys.stderr)
     return exits.ERROR
 

@@ -120,7 +120,11 @@ _WIDE: Final[dict[str, tuple[Column, ...]]] = {
 def columns_of(kind: str, *, wide: bool, with_namespace: bool) -> tuple[Column, ...]:
     """The columns of a kind's table."""
     columns = _NARROW[kind] + (_WIDE[kind] if wide else ())
-    return (("NAMESPACE", _at("metadata.namespace", "default")), *columns) if with_namespace else columns
+    return (
+        (("NAMESPACE", _at("metadata.namespace", "default")), *columns)
+        if with_namespace
+        else columns
+    )
 
 
 def rows(columns: Sequence[Column], items: Sequence[Item], now: datetime) -> list[list[str]]:

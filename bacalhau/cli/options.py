@@ -29,7 +29,5 @@ def session_of(context: typer.Context) -> Session:
 def check_choice(value: str, choices: tuple[str, ...], option: str) -> str:
     """A value from a fixed set. Raises a usage error."""
     if value not in choices:
-        raise typer.BadParameter(
-            f"{value!r} is not one of {', '.join(choices)}", param_hint=option
-        )
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}", param_hint=option)
     return value

@@ -4,13 +4,12 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bacalhau_api.errors import BacalhauError
-from bacalhau_api.v1.job import Job
-
 from bacalhau.cli import exits
 from bacalhau.cli.text import clean, duration, now
 from bacalhau.client.sync import Client
 from bacalhau.client.waiting import Goal
+from bacalhau_api.errors import BacalhauError
+from bacalhau_api.v1.job import Job
 
 if TYPE_CHECKING:
     from rich.status import Status

@@ -51,7 +51,9 @@ async def read_manifest(
     filled in where the manifest leaves them out; `default_name` where the path has none.
     Raises InvalidError, ApiError (415)."""
     _check_type(request, MANIFEST_TYPES)
-    documents = parse_manifests(await request.body(), source="<body>", default_name=name or default_name)
+    documents = parse_manifests(
+        await request.body(), source="<body>", default_name=name or default_name
+    )
     if len(documents) != 1:
         message = f"holds {len(documents)} documents, where one is expected"
         raise InvalidError([Problem("", f"the body {message}")])

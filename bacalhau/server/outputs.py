@@ -3,10 +3,11 @@
 Everything is pulled from the node in bounded pieces, as fast as the client reads and no faster.
 """
 
-import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
+from bacalhau.archive import TarEntry, stream_tar
 from bacalhau.server.ports import NodeReader
 from bacalhau.server.problems import ApiError, render
 from bacalhau_api.errors import InvalidError, NotFoundError, Problem, UnavailableError
@@ -128,16 +129,13 @@ async def read_span(
         yield piece
 
 
-async def tar_stream(nodes: NodeReader, execution: Execution) -> AsyncIterator[bytes]:
-    """All outputs of an execution as one tar: regular files only, no times, no owners."""
-    async for file in list_all(nodes, execution):
-        info = tarfile.TarInfo(file.path)
-        info.size = file.size_bytes
-        info.mode = 0o644
-        yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-        async for piece in read_span(
-            nodes, execution, file.path, Span(0, file.size_bytes, file.size_bytes)
-        ):
-            yield piece
-        yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
-    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+def tar_stream(nodes: NodeReader, execution: Execution) -> AsyncIterator[bytes]:
+    """All outputs of an execution as one tar."""
+
+    async def entries() -> AsyncIterator[TarEntry]:
+        async for file in list_all(nodes, execution):
+            span = Span(0, file.size_bytes, file.size_bytes)
+            read = partial(read_span, nodes, execution, file.path, span)
+            yield TarEntry(file.path, file.size_bytes, read)
+
+    return stream_tar(entries())

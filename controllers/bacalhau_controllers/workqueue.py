@@ -83,8 +83,10 @@ class WorkQueue:
         self._ready: dict[Priority, OrderedDict[Ref, float]] = {p: OrderedDict() for p in Priority}
         self._running: dict[Ref, float] = {}
         self._again: dict[Ref, Priority] = {}  # added while running
-        self._due: dict[Ref, float] = {}
-        self._timers: list[tuple[float, int, Ref]] = []  # heap; outdated entries are skipped
+        # The timer that counts for each delayed key, as time and number. The heap may hold outdated
+        # ones beside it, which are skipped.
+        self._due: dict[Ref, tuple[float, int]] = {}
+        self._timers: list[tuple[float, int, Ref]] = []
         self._timer_count = 0
         self._failures: dict[Ref, int] = {}
         self._getters: deque[asyncio.Future[None]] = deque()
@@ -146,13 +148,14 @@ class WorkQueue:
             return False
         self.stats.adds += 1
         due = self._clock.monotonic() + seconds
-        if self._line_of(ref) is not None or self._due.get(ref, due + 1) <= due:
+        held = self._due.get(ref)
+        if self._line_of(ref) is not None or (held is not None and held[0] <= due):
             self.stats.coalesced += 1
             return True
         if not self._has_room(ref):
             return False
-        self._due[ref] = due
         self._timer_count += 1
+        self._due[ref] = (due, self._timer_count)
         heapq.heappush(self._timers, (due, self._timer_count, ref))
         self._drop_outdated_timers()
         self._timer_added.set()
@@ -264,15 +267,15 @@ class WorkQueue:
         """Keep the heap in proportion to the delayed keys: one that is often added at once leaves
         a timer behind each time."""
         if len(self._timers) > 2 * len(self._due) + 64:
-            self._timers = [timer for timer in self._timers if self._due.get(timer[2]) == timer[0]]
+            self._timers = [timer for timer in self._timers if self._due.get(timer[2]) == timer[:2]]
             heapq.heapify(self._timers)
 
     def _promote(self) -> None:
         """Move what is due to the ready keys, and drop outdated timers from the top."""
         now = self._clock.monotonic()
         while self._timers:
-            due, _, ref = self._timers[0]
-            if self._due.get(ref) != due:
+            due, number, ref = self._timers[0]
+            if self._due.get(ref) != (due, number):
                 heapq.heappop(self._timers)
                 continue
             if due > now:

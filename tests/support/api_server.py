@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bacalhau.enrolment import Enrolment
+from bacalhau.server.access import Access
+from bacalhau.server.app import ApiApp, ApiServer, create_app
+from bacalhau.server.ports import LogStream, Services
+from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import NotFoundError, UnavailableError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.v1.execution import OutputFile
@@ -16,12 +21,6 @@ from bacalhau_controllers.cache import Cache, Informer
 from bacalhau_controllers.memory import MemoryStore
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Delete, Put, Why, Write
-
-from bacalhau.enrolment import Enrolment
-from bacalhau.server.access import Access
-from bacalhau.server.app import ApiApp, ApiServer, create_app
-from bacalhau.server.ports import LogStream, Services
-from bacalhau.system import SystemClock, SystemIds
 
 T = TypeVar("T")
 
@@ -177,8 +176,7 @@ class RunningServer:
         self.server = ApiServer(self.app, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.server.bind()}"
         serving = asyncio.create_task(self.server.run_until_told())
-        while not self.server.started:
-            await asyncio.sleep(0.005)
+        # Bound already: connections wait in the socket's queue until they are served.
         self._ready.set()
         await serving
         informer.cancel()

@@ -10,10 +10,9 @@ from bacalhau.cli.options import Namespace, Timeout, session_of
 from bacalhau.cli.text import clean
 
 if TYPE_CHECKING:
+    from bacalhau.client.sync import Client
     from bacalhau_api.jobfile import Document
     from bacalhau_api.v1.job import Job
-
-    from bacalhau.client.sync import Client
 
 
 def register(app: typer.Typer) -> None:

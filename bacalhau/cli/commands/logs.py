@@ -11,11 +11,10 @@ from bacalhau.cli.session import is_terminal
 from bacalhau.cli.text import clean, clean_lines
 
 if TYPE_CHECKING:
-    from bacalhau_api.v1.execution import Execution
-    from bacalhau_api.v1.job import Job
-
     from bacalhau.client.sync import Client
     from bacalhau.replies import LogRecord
+    from bacalhau_api.v1.execution import Execution
+    from bacalhau_api.v1.job import Job
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +24,9 @@ def register(app: typer.Typer) -> None:
     def logs(
         context: typer.Context,
         name: Annotated[str, typer.Argument(metavar="JOB | EXECUTION | KIND/NAME")],
-        follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the end.")] = False,
+        follow: Annotated[
+            bool, typer.Option("--follow", "-f", help="Go on until the end.")
+        ] = False,
         tail: Annotated[
             int | None, typer.Option("--tail", "-t", min=0, help="Only the last so many lines.")
         ] = None,
@@ -33,8 +34,9 @@ def register(app: typer.Typer) -> None:
         prefix: Annotated[
             bool | None,
             typer.Option(
-                "--prefix/--no-prefix", help="Say in front of lines where they are from. "
-                "Default: if the job has several slots."
+                "--prefix/--no-prefix",
+                help="Say in front of lines where they are from. "
+                "Default: if the job has several slots.",
             ),
         ] = None,
         raw: Annotated[

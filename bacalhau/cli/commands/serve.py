@@ -1,22 +1,13 @@
 """`serve`: run an orchestrator, a compute node, or both."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from bacalhau.settings import (
-    API_PORT,
-    NATS_PORT,
-    AllowedPath,
-    CapacityOverrides,
-    Role,
-    ServeSettings,
-)
-
-if TYPE_CHECKING:
-    from bacalhau_api.errors import InvalidError
+from bacalhau.cli import serving
+from bacalhau.settings import API_PORT, NATS_PORT, ServeSettings
 
 _HERE = "@here"
 
@@ -78,9 +69,7 @@ def serve(
     nats_port: Annotated[
         int, typer.Option(min=-1, max=65535, help="Its port; -1: any free one.")
     ] = NATS_PORT,
-    nats_url: Annotated[
-        str, typer.Option(help="Use this NATS instead of the embedded one.")
-    ] = "",
+    nats_url: Annotated[str, typer.Option(help="Use this NATS instead of the embedded one.")] = "",
     require_approval: Annotated[
         bool, typer.Option(help="Nodes that join wait for `bacalhau node approve`.")
     ] = False,
@@ -95,9 +84,7 @@ def serve(
     memory: Annotated[str, typer.Option(help="Memory to offer, such as 8GB.")] = "",
     disk: Annotated[str, typer.Option(help="Disk to offer, such as 100GB.")] = "",
     gpu: Annotated[int | None, typer.Option(min=0, help="GPUs to offer.")] = None,
-    max_executions: Annotated[
-        int | None, typer.Option(min=1, help="Executions at a time.")
-    ] = None,
+    max_executions: Annotated[int | None, typer.Option(min=1, help="Executions at a time.")] = None,
     relaxed_durability: Annotated[
         bool, typer.Option(help="Acknowledge writes before they are on disk. Faster, not safe.")
     ] = False,
@@ -108,35 +95,31 @@ def serve(
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> int:
     """Run an orchestrator, a compute node, or both in one process (the default)."""
-    settings = make_settings(
-        role=role,
-        orchestrator=orchestrator,
-        compute=compute,
-        token=token,
+    roles = serving.parse_role(role, orchestrator, compute, _HERE)
+    settings = ServeSettings(
+        role=roles,
         data_dir=data_dir.expanduser(),
         name=name,
-        labels=label or [],
-        host=host,
-        port=port,
+        labels=serving.parse_labels(label or []),
+        listen_host=host,
+        listen_port=port,
         api_token_file=api_token_file.expanduser() if api_token_file else None,
         insecure_lab=insecure_lab,
         nats_host=nats_host,
         nats_port=nats_port,
         nats_url=nats_url,
+        orchestrator_url=serving.parse_orchestrator(orchestrator, roles, _HERE),
+        join_token=token,
         require_approval=require_approval,
-        allow_paths=allow_path or [],
+        allow_paths=tuple(serving.parse_allowed(text) for text in allow_path or []),
         allow_private_urls=allow_private_urls,
-        cpu=cpu,
-        memory=memory,
-        disk=disk,
-        gpu=gpu,
-        max_executions=max_executions,
+        capacity=serving.parse_capacity(cpu, memory, disk, gpu, max_executions),
         relaxed_durability=relaxed_durability,
-        on_exit=on_exit,
-        log_level=log_level,
-        log_format=log_format,
+        on_exit=serving.choose("--on-exit", on_exit, ("keep", "stop")),
+        log_level=serving.choose("--log-level", log_level, ("debug", "info", "warning", "error")),
+        log_format=serving.choose("--log-format", log_format, ("text", "json")),
     )
-    from bacalhau import serve as composition
+    from bacalhau.serve import run
 
-    result: int | None = composition.run(settings)
+    result: int | None = run(settings)
     return result or 0

@@ -57,9 +57,7 @@ def rerun(
         return wait_for_job(client, again, "complete", timeout)
 
 
-def suspend(
-    context: typer.Context, jobs: _Jobs, namespace: Namespace = "default"
-) -> None:
+def suspend(context: typer.Context, jobs: _Jobs, namespace: Namespace = "default") -> None:
     """Start nothing more of these jobs until they are resumed."""
     with session_of(context).client() as client:
         for name in map(job_name, jobs):
@@ -67,9 +65,7 @@ def suspend(
             print(f"job/{clean(name)} suspended")
 
 
-def resume(
-    context: typer.Context, jobs: _Jobs, namespace: Namespace = "default"
-) -> None:
+def resume(context: typer.Context, jobs: _Jobs, namespace: Namespace = "default") -> None:
     """Let suspended jobs go on."""
     with session_of(context).client() as client:
         for name in map(job_name, jobs):

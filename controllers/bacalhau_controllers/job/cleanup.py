@@ -1,8 +1,7 @@
 """Taking jobs down: stop, suspend, delete; and keeping the live set of objects bounded."""
 
 from collections.abc import Iterable
-
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Execution
@@ -45,50 +44,38 @@ def take_older_results(draft: Draft, sight: Sight) -> None:
                     draft.take_result(found.execution, publishes=False)
 
 
-def unreachable(executions: Iterable[Execution], sight: Sight) -> list[Execution]:
-    """Those that nobody waits for: their node cannot be asked, or does not do what it is told."""
-    return [
-        e
-        for e in executions
-        if e.status.contact is not Contact.REACHABLE
-        or sight.node(e) is None
-        or sight.is_overdue(e)
-    ]
+def reachable(executions: Iterable[Execution]) -> list[Execution]:
+    """Those whose node answers, so that it can be waited for. The others learn when they return,
+    from the full list of what they are to do."""
+    return [e for e in executions if e.status.contact is Contact.REACHABLE]
 
 
-def wait_for_stops(executions: list[Execution], draft: Draft, sight: Sight) -> list[Execution]:
-    """Note that stops are waited for; returns those that can be."""
-    ignored = {e.name for e in unreachable(executions, sight)}
-    waited = [e for e in executions if e.name not in ignored]
-    if waited:
-        # The stop may be asked for by this very plan, so patience counts from now at the latest.
-        patience = timedelta(seconds=draft.settings.stop_patience_seconds)
-        nodes = sorted({e.spec.node for e in waited})
-        mover = f"node {nodes[0]}" if len(nodes) == 1 else "nodes"
-        asked = draft.job.status.waiting
-        since = asked.since if asked is not None and asked.what == "Stop" else draft.now
-        draft.wait("Stop", f"{names(waited)} to stop", mover=mover, until=since + patience)
-        if since + patience <= draft.now:
-            draft.look_again(draft.now + timedelta(seconds=draft.settings.sweep_seconds))
-    return waited
+def wait_for_stops(
+    executions: Iterable[Execution], draft: Draft, *, until: datetime | None = None
+) -> bool:
+    """Note that stops are waited for, if there are any that can be."""
+    waited = reachable(executions)
+    if not waited:
+        return False
+    nodes = sorted({e.spec.node for e in waited})
+    mover = f"node {nodes[0]}" if len(nodes) == 1 else "nodes"
+    if until is None:  # a node that answers and does not stop it is taken as silent after a while
+        known = (e.status.waiting.until for e in waited if e.status.waiting)
+        until = min(filter(None, known), default=None)
+        draft.wait("Stop", f"{names(waited)} to stop", mover=mover, until=until, wakes=False)
+    else:
+        draft.wait("Stop", f"{names(waited)} to stop", mover=mover, until=until)
+    return True
 
 
-def is_ready_for_removal(draft: Draft, sight: Sight) -> bool:
-    """Stop everything of a job that is being deleted. True once nobody has to be waited for:
-    nodes that are not heard from learn of it from the full list when they return."""
+def is_ready_for_removal(draft: Draft) -> bool:
+    """Stop everything of a job that is being deleted. True once nobody has to be waited for."""
     active = draft.view.active()
     draft.stop_all(active, "JobDeleted")
     asked_at = draft.job.metadata.deletion_timestamp
     assert asked_at is not None
     until = asked_at + timedelta(seconds=draft.settings.delete_patience_seconds)
-    ignored = {e.name for e in unreachable(active, sight)}
-    waited = [e for e in active if e.name not in ignored]
-    if not waited or draft.now >= until:
-        return True
-    nodes = sorted({e.spec.node for e in waited})
-    mover = f"node {nodes[0]}" if len(nodes) == 1 else "nodes"
-    draft.wait("Stop", f"{names(waited)} to stop", mover=mover, until=until)
-    return False
+    return draft.now >= until or not wait_for_stops(active, draft, until=until)
 
 
 def remove_everything(draft: Draft) -> None:
@@ -122,8 +109,7 @@ def _kept(draft: Draft) -> list[int]:
 
 
 def _is_in_use(view: SlotView, draft: Draft, sight: Sight) -> bool:
-    active = view.active
-    if len(unreachable(active, sight)) < len(active):
+    if reachable(view.active):
         return True
     publications = (draft.view.publications.get(e.name) for e in view.attempts)
     return any(

@@ -69,6 +69,10 @@ class Plan:
 _URGENCY = ("Capacity", "Contact", "Stop", "Rollout", "Retry", "Executions")
 
 
+# What is said of several at once, where their order is no matter.
+_PLURAL = {"Executions": "executions are under way"}
+
+
 @dataclass(slots=True)
 class _Wait:
     count: int
@@ -115,7 +119,7 @@ class Draft:
     def stop(self, execution: Execution, reason: str, *, superseded: bool = False) -> None:
         """Have an execution stop, unless it was told so before."""
         old = self.update.get(execution.name, execution)
-        new = stopped(old, reason, self.now, superseded=superseded)
+        new = stopped(old, reason, superseded=superseded)
         if new == old:
             return
         if execution.name not in self.update:
@@ -174,14 +178,12 @@ class Draft:
         """The most urgent wait; `since` is when it began, if it is a new one."""
         for what in sorted(self.waits, key=_urgency):
             wait = self.waits[what]
-            more = f" (and {wait.count - 1} more)" if wait.count > 1 else ""
-            return Waiting(
-                what=what,
-                message=wait.message + more,
-                since=since,
-                until=wait.until,
-                mover=wait.mover,
-            )
+            message, mover = wait.message, wait.mover
+            if wait.count > 1 and what in _PLURAL:
+                message, mover = f"{wait.count} {_PLURAL[what]}", "nodes"
+            elif wait.count > 1:
+                message += f" (and {wait.count - 1} more)"
+            return Waiting(what=what, message=message, since=since, until=wait.until, mover=mover)
         return None
 
     def finish(self, job: Job, *, reason: str, message: str = "") -> Plan:

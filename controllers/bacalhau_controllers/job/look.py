@@ -12,7 +12,6 @@ from bacalhau_api.v1.execution import Desired, Execution, Phase, execution_name
 from bacalhau_api.v1.job import Job, JobType
 from bacalhau_api.v1.node import Node
 from bacalhau_controllers.disconnect import EffectiveDisconnect, effective_disconnect
-from bacalhau_controllers.job.absence import Absence, absence_of
 from bacalhau_controllers.job.retry import (
     End,
     end_of,
@@ -22,7 +21,7 @@ from bacalhau_controllers.job.retry import (
     run_time,
 )
 from bacalhau_controllers.job.settings import JobSettings
-from bacalhau_controllers.job.slots import SlotView, stop_asked_at
+from bacalhau_controllers.job.slots import SlotView
 from bacalhau_controllers.placement import NodeTable
 
 
@@ -78,24 +77,10 @@ class Sight:
         """The node of an execution."""
         return self.nodes.node(execution.spec.node)
 
-    def absence(self, execution: Execution) -> Absence | None:
-        """Whether and why an execution's node cannot be asked."""
-        return absence_of(execution, self.node(execution), self.policy, self.settings, self.now)
-
     def is_gone(self, execution: Execution) -> bool:
-        """Whether an execution that did not end may be replaced."""
-        absence = self.absence(execution)
-        if absence is not None:
-            return absence.is_replaceable(self.now)
-        return self.is_overdue(execution)
-
-    def is_overdue(self, execution: Execution) -> bool:
-        """Whether a reachable node was asked to stop an execution, and did not for so long that
-        nobody waits any more. Under the policy `stop` it is waited for in any case."""
-        asked = stop_asked_at(execution)
-        if asked is None or execution.spec.desired is Desired.RUN or self.policy.action == "stop":
-            return False
-        return self.now >= asked + timedelta(seconds=self.settings.stop_patience_seconds)
+        """Whether an execution that did not end may be replaced. When that is so under which
+        policy is for the execution reconciler to say, which measures silence: by `Lost`."""
+        return execution.status.contact is Contact.LOST
 
     def is_running(self, execution: Execution) -> bool:
         """Whether an execution is known to serve."""
@@ -127,7 +112,7 @@ def look(view: SlotView, sight: Sight) -> Look:
         return _alive(there, active, view, sight)
     for execution in active:
         if execution.spec.desired is Desired.STOP and not sight.is_gone(execution):
-            return _stopping(execution, sight)
+            return _stopping(execution)
     return _ended(view, sight)
 
 
@@ -163,15 +148,13 @@ def takes_results(job: Job) -> bool:
     return job.spec.type.runs_to_completion or job.spec.restart.policy != "always"
 
 
-def _alive(
-    there: list[Execution], active: list[Execution], view: SlotView, sight: Sight
-) -> Look:
+def _alive(there: list[Execution], active: list[Execution], view: SlotView, sight: Sight) -> Look:
     keep, losers = _rivals(there, active, sight)
-    absence = sight.absence(keep)
     is_service = sight.job.spec.type is JobType.SERVICE
     found = Look(Is.LIVE, keep, losers, charged=charged_so_far(view, sight.job))
-    if absence is not None:
-        found.state, found.until, found.why = Is.ABSENT, absence.replaceable_at, absence.why
+    if keep.status.contact is not Contact.REACHABLE:
+        found.state = Is.ABSENT
+        found.until, found.why = _silence(keep)
     elif is_service and len(there) == 1 and sight.is_draining(keep):
         _move(found, keep, view, sight)
     return found
@@ -202,7 +185,7 @@ def _rivals(
         return newest, []
     staying = [e for e in there if not sight.is_draining(e)] or there
     if rule == "keepOriginal":
-        keep = next((e for e in staying if sight.absence(e) is None), staying[0])
+        keep = next((e for e in staying if e.status.contact is Contact.REACHABLE), staying[0])
         if sight.job.spec.type.runs_to_completion or sight.is_running(keep):
             return keep, [e for e in there if e is not keep]
         return keep, []
@@ -215,15 +198,22 @@ def _rivals(
     return newest, []
 
 
-def _stopping(execution: Execution, sight: Sight) -> Look:
-    absence = sight.absence(execution)
-    if absence is not None:
-        return Look(Is.ABSENT, execution, until=absence.replaceable_at, why=absence.why)
-    asked = stop_asked_at(execution)
-    patience = timedelta(seconds=sight.settings.stop_patience_seconds)
-    until = asked + patience if asked is not None else None
-    node = execution.spec.node
-    return Look(Is.STOPPING, execution, until=until, why=f"node {node} is to confirm the stop")
+def _stopping(execution: Execution) -> Look:
+    if execution.status.contact is not Contact.REACHABLE:
+        until, why = _silence(execution)
+        return Look(Is.ABSENT, execution, until=until, why=why)
+    waiting = execution.status.waiting
+    why = f"node {execution.spec.node} is to confirm the stop"
+    return Look(Is.STOPPING, execution, until=waiting.until if waiting else None, why=why)
+
+
+def _silence(execution: Execution) -> tuple[datetime | None, str]:
+    """Until when a silent node is waited for, and why; in the execution reconciler's words."""
+    waiting = execution.status.waiting
+    if waiting is None:
+        return None, f"node {execution.spec.node} is not heard from"
+    what = "is replaced after that" if waiting.until else "its work is kept for it"
+    return waiting.until, f"{waiting.message}; {what}"
 
 
 def _ended(view: SlotView, sight: Sight) -> Look:

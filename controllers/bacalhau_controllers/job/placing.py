@@ -91,44 +91,41 @@ class Placer:
         """How many slots found no place."""
         return len(self._waiting)
 
-    def place(self, view: SlotView, found: Look) -> bool:
-        """Create the next attempt on the best node. False if there is none, or no more room in
+    def place(self, view: SlotView, found: Look) -> Execution | None:
+        """Create the next attempt on the best node. None if there is none, or no more room in
         this plan."""
         if not self._has_room():
-            return False
+            return None
         search = self._open()
         row = None if self._is_exhausted else search.best(found.avoid)
         if row is None:
             self._wait(search, view)
             self._is_exhausted = True
-            return False
-        self._create(search, view, found, row)
-        return True
+            return None
+        return self._create(search, view, found, row)
 
-    def try_move(self, view: SlotView, found: Look) -> bool:
+    def try_move(self, view: SlotView, found: Look) -> Execution | None:
         """As `place`, but never on a node in `avoid`."""
         if not self._has_room():
-            return False
+            return None
         search = self._open()
         row = None if self._is_exhausted else search.best(found.avoid)
         if row is None or self._nodes.names[row] in found.avoid:
             self._wait(search, view)
-            return False
-        self._create(search, view, found, row)
-        return True
+            return None
+        return self._create(search, view, found, row)
 
-    def place_on(self, node: str, view: SlotView, found: Look) -> bool:
+    def place_on(self, node: str, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on one node, if it fits there."""
         if not self._has_room():
-            return False
+            return None
         search = self._open()
         row = search.at(node)
         if row is None:
             self._waiting_nodes.append(node)
             self._wait(search, view)
-            return False
-        self._create(search, view, found, row)
-        return True
+            return None
+        return self._create(search, view, found, row)
 
     def wait_for_match(self) -> None:
         """No node matches the job at all: wait for one."""
@@ -163,7 +160,7 @@ class Placer:
             self._search = Search(self._nodes, self.request, now=now, held=self._held)
         return self._search
 
-    def _create(self, search: Search, view: SlotView, found: Look, row: int) -> None:
+    def _create(self, search: Search, view: SlotView, found: Look, row: int) -> Execution:
         draft, slot = self._draft, view.slot
         if len(draft.verdicts) < draft.settings.verdicts_kept:
             draft.verdicts.append(
@@ -180,6 +177,7 @@ class Placer:
         search.take(row, (execution.metadata.namespace, execution.name))
         draft.add(execution)
         self.created += 1
+        return execution
 
     def _wait(self, search: Search, view: SlotView | None) -> None:
         name = str(view.slot) if view is not None else ANY_SLOT

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from bacalhau_api.errors import TerminalError
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
-from bacalhau_api.v1.job import Job, JobPhase
+from bacalhau_api.v1.job import Job, JobPhase, JobType
 from bacalhau_controllers.job import cleanup, status
 from bacalhau_controllers.job.draft import Draft, Plan, without_job
 from bacalhau_controllers.job.look import Sight
@@ -19,6 +19,7 @@ from bacalhau_controllers.job.outcome import Outcome
 from bacalhau_controllers.job.placing import CAPACITY
 from bacalhau_controllers.job.settings import JobSettings
 from bacalhau_controllers.job.slots import JobView, names
+from bacalhau_controllers.job.tally import Tally
 from bacalhau_controllers.job.work import work
 from bacalhau_controllers.placement import NodeTable
 from bacalhau_controllers.placement.table import unit_hash
@@ -42,7 +43,7 @@ class Inputs:
     nodes: NodeTable
     now: datetime
     held: Mapping[str, str] = field(default_factory=dict)
-    settings: JobSettings = JobSettings()
+    settings: JobSettings = field(default_factory=JobSettings)
 
 
 def plan(inputs: Inputs) -> Plan:
@@ -61,7 +62,7 @@ def plan(inputs: Inputs) -> Plan:
     draft = Draft(view, inputs.settings, inputs.now)
     sight = Sight.of(job, inputs.nodes, inputs.settings, inputs.now)
     if job.is_deleting:
-        return _delete(draft, sight)
+        return _delete(draft)
     cleanup.take_older_results(draft, sight)
     if status.is_over(job):
         return _close(draft, sight)
@@ -72,13 +73,10 @@ def plan(inputs: Inputs) -> Plan:
     return _work(draft, sight, inputs.held)
 
 
-def _delete(draft: Draft, sight: Sight) -> Plan:
+def _delete(draft: Draft) -> Plan:
     job = draft.job
-    if not cleanup.is_ready_for_removal(draft, sight):
-        tally = cleanup.take_results(draft, sight)
-        said = status.held(draft, tally, job.status.phase, "Deleting", "is being deleted")
-        return draft.finish(job.but(status=said), reason="Deleting")
-    draft.accept.clear()
+    if not cleanup.is_ready_for_removal(draft):
+        return draft.finish(job.but(status=status.deleting(draft)), reason="Deleting")
     cleanup.remove_everything(draft)
     if draft.is_full:
         return draft.finish(job, reason="Deleting", message="removing what the job owns")
@@ -100,70 +98,128 @@ def _close(draft: Draft, sight: Sight) -> Plan:
 
 def _stop(draft: Draft, sight: Sight) -> Plan:
     tally = cleanup.take_results(draft, sight)
-    active = [e for e in draft.view.active() if not _is_taken(e, draft)]
+    tally.total = _slots_wanted(draft, tally.total)
+    active = _not_taken(draft)
     draft.stop_all(active, "JobStopped")
-    waited = cleanup.wait_for_stops(active, draft, sight)
+    is_waiting = cleanup.wait_for_stops(active, draft)
     job = status.with_finalizer(draft.job)
     phase = job.status.phase if status.is_observed(job) else JobPhase.PENDING
-    if waited or draft.is_full:
+    if is_waiting or draft.is_full:
         said = status.held(draft, tally, phase, "Stopping", "was asked to stop")
     else:
         message = "stopped by request"
         if active:
             message += f"; not heard from, and told when they return: {names(active)}"
-        said = status.over(
-            draft, tally, JobPhase.STOPPED, reason="Stopped", message=message, outcome=None
-        )
+        said = status.over(draft, tally, JobPhase.STOPPED, reason="Stopped", message=message)
     return draft.finish(job.but(status=said), reason="Stop")
 
 
 def _suspend(draft: Draft, sight: Sight) -> Plan:
     tally = cleanup.take_results(draft, sight)
-    active = [e for e in draft.view.active() if not _is_taken(e, draft)]
+    active = _not_taken(draft)
     draft.stop_all(active, "Suspended")
     cleanup.prune(draft, sight)
-    if not cleanup.wait_for_stops(active, draft, sight):
+    if not cleanup.wait_for_stops(active, draft):
         draft.wait("Resume", "suspended; set spec.suspend to false to go on", mover="user")
     tally.total = _slots_wanted(draft, tally.total)
+    tally.waiting = max(tally.total - tally.succeeded - tally.failed - tally.running, 0)
     job = status.with_finalizer(draft.job)
     said = status.held(draft, tally, JobPhase.PENDING, "Suspended", "suspended by request")
     return draft.finish(job.but(status=said), reason="Suspend")
-
-
-def _slots_wanted(draft: Draft, known: int) -> int:
-    return known if draft.job.spec.type.is_per_node else draft.job.spec.count
-
-
-def _is_taken(execution: Execution, draft: Draft) -> bool:
-    return any(a.spec.execution == execution.name for a in draft.accept)
 
 
 def _work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Plan:
     job, now = draft.job, draft.now
     deadline = status.total_deadline(job, now)
     if deadline is not None and deadline <= now:
-        seconds = job.spec.task.timeouts.total_timeout
         tally = cleanup.take_results(draft, sight)
+        tally.total = _slots_wanted(draft, tally.total)
+        seconds = job.spec.task.timeouts.total_timeout
+        message = f"not done within the total timeout of {seconds} s"
+        return _end(draft, sight, tally, JobPhase.FAILED, "TotalTimeout", message)
+    outcome = work(draft, sight, held)
+    if outcome.ended is None and outcome.placer.waiting:
+        _queue(draft, outcome, is_held=bool(held))
+    if outcome.ended is not None:
         return _end(
             draft,
             sight,
-            Outcome(tally, _no_placer(draft, sight), JobPhase.FAILED, "TotalTimeout"),
-            f"not done within the total timeout of {seconds} s",
+            outcome.tally,
+            outcome.ended,
+            outcome.reason,
+            outcome.message,
+            ops_nodes=outcome.ops_nodes,
         )
-    outcome = work(draft, sight, held)
-    if outcome.ended is not None and not draft.is_full:
-        return _end(draft, sight, outcome, outcome.message)
-    if outcome.placer.waiting:
-        failed = _queue(draft, outcome, is_held=bool(held))
-        if failed:
-            outcome.ended, outcome.reason = JobPhase.FAILED, "QueueTimeout"
-            return _end(draft, sight, outcome, failed)
     outcome.placer.close()
     if not draft.waits:
-        _say_idle(draft, outcome)
+        _say_idle(draft)
     if deadline is not None:
         draft.look_again(deadline)
     cleanup.prune(draft, sight)
     done = status.with_finalizer(job).but(status=status.working(draft, outcome))
     reason = "Placed" if draft.create else "Accepted" if draft.accept else "Observed"
     return draft.finish(done, reason=reason, message=outcome.placer.explain())
+
+
+def _queue(draft: Draft, outcome: Outcome, *, is_held: bool) -> None:
+    """Wait for a place, for as long as the user allows, counted from the last one that was found."""
+    job, now, placer = draft.job, draft.now, outcome.placer
+    since = now if draft.create else status.waiting_since(job, CAPACITY, now)
+    deadline = status.queue_deadline(job, since)
+    why = placer.explain()
+    if deadline is not None and deadline <= now:
+        seconds = job.spec.task.timeouts.queue_timeout
+        outcome.ended, outcome.reason = JobPhase.FAILED, "QueueTimeout"
+        outcome.message = f"no place within the queue timeout of {seconds} s: {why}"
+        return
+    draft.wait(CAPACITY, why, until=deadline, count=placer.waiting)
+    # Changes that could help wake the job. The sweep is for those that nobody told of; its pace
+    # differs from job to job, so that a long queue is not swept in one moment.
+    sweep = draft.settings.sweep_seconds * (0.75 + 0.5 * unit_hash(job.metadata.uid))
+    draft.look_again(now + timedelta(seconds=_TURN_SECONDS if is_held else sweep))
+
+
+def _end(
+    draft: Draft,
+    sight: Sight,
+    tally: Tally,
+    phase: JobPhase,
+    reason: str,
+    message: str,
+    *,
+    ops_nodes: tuple[str, ...] | None = None,
+) -> Plan:
+    """The job is over: say so, and stop what still runs. What does not fit into this plan is
+    stopped by the next ones."""
+    for execution in draft.create.values():
+        sight.nodes.release((execution.metadata.namespace, execution.name))
+    draft.create.clear()
+    draft.verdicts = [v for v in draft.verdicts if not v.node]
+    draft.wake_at = None
+    draft.stop_all(_not_taken(draft), f"Job{phase}")
+    said = status.over(draft, tally, phase, reason=reason, message=message, ops_nodes=ops_nodes)
+    done = status.with_finalizer(draft.job).but(status=said)
+    return draft.finish(done, reason=reason, message=message)
+
+
+def _say_idle(draft: Draft) -> None:
+    """Name a mover even where nothing is to be done for now."""
+    spec = draft.job.spec
+    if draft.is_full:
+        draft.wait("Work", "more follows at once")
+    elif spec.type is JobType.DAEMON:
+        draft.wait("Nodes", "every matching node has had its run; nodes that join follow")
+    elif not spec.count:
+        draft.wait("Scale", "count is 0; raise it to run something", mover="user")
+    else:
+        draft.wait("Work", "its slots are being counted")
+
+
+def _not_taken(draft: Draft) -> list[Execution]:
+    """What has not ended, without those whose results this plan accepts."""
+    taken = {a.spec.execution for a in draft.accept}
+    return [e for e in draft.view.active() if e.name not in taken]
+
+
+def _slots_wanted(draft: Draft, known: int) -> int:
+    return known if draft.job.spec.type.is_per_node else draft.job.spec.count

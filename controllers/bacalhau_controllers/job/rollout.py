@@ -15,7 +15,7 @@ from bacalhau_api.v1.job import JobPhase
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, look
-from bacalhau_controllers.job.outcome import NEW_GENERATION, Outcome, attempts
+from bacalhau_controllers.job.outcome import Outcome, attempts
 from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
 from bacalhau_controllers.job.slots import SlotKey, SlotView
 from bacalhau_controllers.job.tally import Tally
@@ -102,7 +102,7 @@ def _advance_service(
     if not place.is_old_running(sight):
         # Nothing serves here, so nothing is lost by going on.
         draft.stop_all(place.old, REPLACED)
-        _fill_one(place, tally, placer)
+        tally.add(placer.place(place.view, place.found), draft)
         return 0
     has_begun = bool(place.view.attempts)  # then it is among the unsettled already
     if left < 1 and not has_begun:
@@ -115,21 +115,12 @@ def _advance_service(
         tally.waiting += 1
         draft.wait("Rollout", f"slot {place.view.slot}: the old execution is to end first")
         return not has_begun
-    if _fill_one(place, tally, placer):
+    if tally.add(placer.place(place.view, place.found), draft):
         return not has_begun
     if draft.is_full or not _frees_a_place(place.old, placer.request, sight):
         return 0
     draft.stop_all(place.old, REPLACED)
     return not has_begun
-
-
-def _fill_one(place: _Place, tally: Tally, placer: Placer) -> bool:
-    is_placed = placer.place(place.view, place.found)
-    if is_placed:
-        tally.running += 1
-    else:
-        tally.waiting += 1
-    return is_placed
 
 
 def _frees_a_place(old: list[Execution], request: Request, sight: Sight) -> bool:
@@ -184,10 +175,7 @@ def _advance_daemon(
     old = [e for e in place.old if not sight.is_gone(e)]
     if not old:
         draft.stop_all(place.old, REPLACED)
-        if placer.place_on(node, place.view, place.found):
-            tally.running += 1
-        else:
-            tally.waiting += 1
+        tally.add(placer.place_on(node, place.view, place.found), draft)
         return 0
     left_used, tally_as = 0, "running"
     if not _is_reached(place, sight):

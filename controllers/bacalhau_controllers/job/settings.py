@@ -13,8 +13,6 @@ class JobSettings:
     attempts_kept         attempts of one slot that stay in the live set
     verdicts_kept         placement verdicts in a job's status
     verdict_seconds       a verdict whose numbers alone changed is written again after so long
-    stop_margin_seconds   policy `stop`: added to the node's own limit before a replacement
-    stop_patience_seconds a reachable node that does not confirm a stop is waited for so long
     timeout_grace_seconds the node enforces an execution's timeout; the orchestrator so much later
     delete_patience_seconds  a deletion waits so long for reachable nodes to confirm their stops
     fault_backoff_seconds the least pause after a fault of the system
@@ -28,8 +26,6 @@ class JobSettings:
     attempts_kept: int = 5
     verdicts_kept: int = 4
     verdict_seconds: float = 60.0
-    stop_margin_seconds: float = 30.0
-    stop_patience_seconds: float = 600.0
     timeout_grace_seconds: float = 60.0
     delete_patience_seconds: float = 60.0
     fault_backoff_seconds: float = 1.0

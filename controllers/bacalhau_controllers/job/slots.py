@@ -187,26 +187,14 @@ def new_publication(job: Job, execution: Execution, now: datetime) -> Publicatio
     )
 
 
-def stopped(execution: Execution, reason: str, now: datetime, *, superseded: bool) -> Execution:
+def stopped(execution: Execution, reason: str, *, superseded: bool) -> Execution:
     """The same execution with the wish that it stops. The first reason stands."""
-    spec, meta = execution.spec, execution.metadata
+    spec = execution.spec
     if spec.desired is Desired.RUN:
         spec = spec.but(desired=Desired.STOP, stop_reason=reason)
-        asked = {**meta.annotations, STOP_ASKED_AT: now.isoformat()}
-        meta = meta.but(annotations=asked)
     if superseded and not spec.superseded:
         spec = spec.but(superseded=True)
-    return execution.but(spec=spec, metadata=meta)
-
-
-STOP_ASKED_AT = "bacalhau.org/stop-asked-at"
-"""Annotation of an execution: since when it is to stop."""
-
-
-def stop_asked_at(execution: Execution) -> datetime | None:
-    """Since when an execution is to stop; None if it is not, or nobody wrote it down."""
-    text = execution.metadata.annotations.get(STOP_ASKED_AT)
-    return datetime.fromisoformat(text) if text else None
+    return execution.but(spec=spec)
 
 
 def names(executions: Sequence[Execution]) -> str:

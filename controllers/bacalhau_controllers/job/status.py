@@ -89,7 +89,13 @@ def working(draft: Draft, outcome: Outcome) -> JobStatus:
 
 
 def over(
-    draft: Draft, tally: Tally, phase: JobPhase, *, reason: str, message: str, outcome: Outcome | None
+    draft: Draft,
+    tally: Tally,
+    phase: JobPhase,
+    *,
+    reason: str,
+    message: str,
+    ops_nodes: tuple[str, ...] | None = None,
 ) -> JobStatus:
     """The status of a job that has just come to its end."""
     status = _base(draft, tally)
@@ -100,7 +106,7 @@ def over(
         message=message,
         finished_at=draft.now,
         slots=slots,
-        ops_nodes=outcome.ops_nodes if outcome and outcome.ops_nodes else status.ops_nodes,
+        ops_nodes=ops_nodes or status.ops_nodes,
         verdicts=_verdicts(draft, status.verdicts),
         waiting=None,
         conditions=_conditions(draft, is_admitted=True, is_over=True),
@@ -117,6 +123,12 @@ def held(draft: Draft, tally: Tally, phase: JobPhase, reason: str, message: str)
         waiting=_waiting(draft, None),
         conditions=_conditions(draft, is_admitted=reason != "Suspended", is_over=False),
     )
+
+
+def deleting(draft: Draft) -> JobStatus:
+    """The status of a job that waits for its executions to stop before it goes."""
+    waiting = _waiting(draft, None)
+    return draft.job.status.but(reason="Deleting", message="is being deleted", waiting=waiting)
 
 
 def closed(draft: Draft) -> JobStatus:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from bacalhau_api.v1.execution import Desired, Execution, Phase
 from bacalhau_api.v1.node import Membership
-from bacalhau_controllers.job.draft import Draft
+from bacalhau_controllers.job.draft import JOB_RECONCILER, Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, reason_of
 from bacalhau_controllers.job.retry import STOP_EXECUTION_TIMEOUT, End
 from bacalhau_controllers.job.slots import SlotView
@@ -54,7 +54,7 @@ class Tally:
                 assert found.execution is not None
                 self.waiting += 1
                 node = found.execution.spec.node
-                draft.wait("Stop", found.why, mover=f"node {node}", until=found.until)
+                draft.wait("Stop", found.why, mover=f"node {node}", until=found.until, wakes=False)
             case Is.PAUSED:
                 self.waiting += 1
                 draft.wait("Retry", f"slot {view.slot}: {found.why}", until=found.until)
@@ -66,6 +66,15 @@ class Tally:
             case Is.NEEDED:
                 return True
         return False
+
+    def add(self, placed: Execution | None, draft: Draft) -> bool:
+        """Count a slot that needed an attempt: it was placed, or has to wait."""
+        if placed is None:
+            self.waiting += 1
+            return False
+        self.running += 1
+        _wait_for_end(placed, draft)
+        return True
 
 
 def describe_failure(view: SlotView, found: Look) -> str:
@@ -87,8 +96,12 @@ def _watch(execution: Execution, draft: Draft, sight: Sight) -> None:
             draft.stop(execution, STOP_EXECUTION_TIMEOUT)
         else:
             draft.look_again(until)
-    node = execution.spec.node
+    _wait_for_end(execution, draft)
+
+
+def _wait_for_end(execution: Execution, draft: Draft) -> None:
     # The same words from placement to end: a job's status is not written for each step of a node.
+    node = execution.spec.node
     draft.wait("Executions", f"{execution.name} is on {node}", mover=f"node {node}")
 
 
@@ -104,10 +117,9 @@ def _wait_for_contact(found: Look, draft: Draft) -> None:
     execution = found.execution
     assert execution is not None
     node = execution.spec.node
-    if found.until is None:
-        draft.wait("Contact", found.why, mover=f"node {node}")
-    else:
-        draft.wait("Contact", found.why, until=found.until)
+    # When that is over, the execution changes, and with it the job is looked at again.
+    mover = f"node {node}" if found.until is None else JOB_RECONCILER
+    draft.wait("Contact", found.why, mover=mover, until=found.until, wakes=False)
 
 
 def _leave_rejected_nodes(view: SlotView, draft: Draft, sight: Sight) -> None:

@@ -17,6 +17,7 @@ from bacalhau_controllers.job.slots import SlotView
 from bacalhau_controllers.job.tally import Tally
 from bacalhau_controllers.placement import shape_of
 
+
 def work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     """One round of work on a job that is neither over nor held."""
     match draft.job.spec.type:
@@ -46,19 +47,11 @@ def _batch(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         outcome.message = tally.failure
         tally.waiting += len(needed)
         return outcome
-    fill(tally, placer, needed)
+    for view, found in needed:
+        tally.add(placer.place(view, found), draft)
     if tally.is_settled and tally.succeeded == tally.total:
         outcome.ended, outcome.reason = JobPhase.COMPLETED, "AllSucceeded"
     return outcome
-
-
-def fill(tally: Tally, placer: Placer, needed: list[tuple[SlotView, Look]]) -> None:
-    """Place what is needed, as far as there are places."""
-    for view, found in needed:
-        if placer.place(view, found):
-            tally.running += 1
-        else:
-            tally.waiting += 1
 
 
 def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
@@ -81,10 +74,7 @@ def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     request = request_of(draft.job, attempts(draft), sight.nodes)
     placer = Placer(draft, sight.nodes, held, request)
     for view, found in needed:
-        if placer.place_on(view.slot.node, view, found):
-            tally.running += 1
-        else:
-            tally.waiting += 1
+        tally.add(placer.place_on(view.slot.node, view, found), draft)
     outcome = Outcome(tally, placer, ops_nodes=nodes)
     if tally.is_settled and tally.succeeded + tally.failed == tally.total:
         outcome.ended, outcome.reason = JobPhase.COMPLETED, "AllSucceeded"

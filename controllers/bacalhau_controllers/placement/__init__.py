@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from bacalhau_api.v1.job import Verdict
-from bacalhau_controllers.placement.resources import DEFAULTS, Amounts, amounts_of
+from bacalhau_controllers.placement.resources import DEFAULTS, Amounts, amounts_of, fits
 from bacalhau_controllers.placement.rules import delivery, shape_of
 from bacalhau_controllers.placement.search import Request, Search
 from bacalhau_controllers.placement.table import Key, NodeTable, Reservation
@@ -50,6 +50,7 @@ __all__ = [
     "delivery",
     "describe",
     "evaluate",
+    "fits",
     "place",
     "shape_of",
     "summarise",

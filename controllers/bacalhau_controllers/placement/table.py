@@ -219,7 +219,8 @@ class NodeTable:
                 undo()
 
     def _undo(self, key: Key, old: Reservation | None) -> None:
-        self._remove(key, self._reservations[key])
+        if (made := self._reservations.get(key)) is not None:
+            self._remove(key, made)
         if old is not None:
             self._add(key, old)
 

@@ -7,7 +7,6 @@ import httpx
 import pytest
 
 from bacalhau.client.sync import Client
-
 from tests.support.api_server import RunningServer, running_server
 
 

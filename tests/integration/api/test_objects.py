@@ -5,14 +5,12 @@ import json
 import httpx
 import pytest
 
+from bacalhau.client.sync import Client
 from bacalhau_api.errors import ConflictError, InvalidError, NotFoundError
 from bacalhau_api.meta import Ref
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, JobPhase
 from bacalhau_api.v1.node import Membership, Node
-
-from bacalhau.client.sync import Client
-
 from tests.support.api_objects import make_execution, make_job, make_node, stored_job
 from tests.support.api_server import RunningServer
 
@@ -72,9 +70,7 @@ def test_create_names_a_job_that_has_no_name(client: Client, server: RunningServ
         (make_job("j").encode(), "application/json", "j"),
     ],
 )
-def test_bodies_in_all_forms(
-    http: httpx.Client, text: str, content_type: str, name: str
-) -> None:
+def test_bodies_in_all_forms(http: httpx.Client, text: str, content_type: str, name: str) -> None:
     answer = http.put(f"{JOBS}/{name}", content=text, headers={"content-type": content_type})
     assert answer.status_code == 201, answer.text
     assert answer.json()["job"]["metadata"]["name"] == name
@@ -176,9 +172,7 @@ def test_pages_go_on_when_the_snapshot_is_gone(client: Client, server: RunningSe
     assert second.resource_version != first.resource_version
 
 
-def test_a_page_token_is_good_for_its_own_list_only(
-    client: Client, server: RunningServer
-) -> None:
+def test_a_page_token_is_good_for_its_own_list_only(client: Client, server: RunningServer) -> None:
     server.put(*(stored_job(f"j{i}") for i in range(3)))
     token = client.page(Job, limit=1).token
     with pytest.raises(InvalidError, match="continue"):
@@ -238,7 +232,9 @@ def test_node_verbs(client: Client, server: RunningServer) -> None:
     assert (freed.drain, freed.unschedulable) == (False, False)
 
 
-def test_applying_a_node_keeps_what_is_not_given(client: Client, http: httpx.Client, server: RunningServer) -> None:
+def test_applying_a_node_keeps_what_is_not_given(
+    client: Client, http: httpx.Client, server: RunningServer
+) -> None:
     server.put(make_node())
     path = "/apis/bacalhau.org/v1/nodes/n1"
     for text in (
@@ -278,7 +274,6 @@ def test_history_with_objects(client: Client) -> None:
 
 def test_results_and_explain(client: Client, server: RunningServer) -> None:
     from bacalhau_api.v1.execution import Outputs, Phase
-
     from tests.support.api_objects import make_acceptance
 
     job = stored_job(count=2, phase=JobPhase.RUNNING)

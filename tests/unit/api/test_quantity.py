@@ -51,7 +51,7 @@ def test_bytes_are_read(text: str, size: int) -> None:
         (parse_cpu, "1e3", "500m"),
         (parse_cpu, "0.5m", "500m"),
         (parse_cpu, "9" * 40, "more than"),
-        (parse_cpu, "1" * 10_000_000, "not a quantity"),
+        (parse_cpu, "1" * 300, "not a quantity"),
         (parse_bytes, "1x", "unknown unit 'x'"),
         (parse_bytes, "1mm", "unknown unit"),
         (parse_bytes, "8Ei", "8 EiB"),

@@ -1,0 +1,59 @@
+"""The effective disconnect policy: design table and the user's own words."""
+
+from typing import Literal
+
+import pytest
+
+from bacalhau_api.v1.job import DisconnectPolicy, JobType
+from bacalhau_controllers.disconnect import effective_disconnect
+from tests.support.samples import job_spec
+
+
+@pytest.mark.parametrize(
+    ("type", "sources", "action", "after"),
+    [
+        pytest.param(JobType.DAEMON, (), "hold", None, id="daemon holds"),
+        pytest.param(JobType.OPS, (), "hold", None, id="ops holds"),
+        pytest.param(JobType.SERVICE, (), "replace", 300, id="service replaces after 5 min"),
+        pytest.param(JobType.BATCH, (), "replace", 1800, id="batch replaces after 30 min"),
+        pytest.param(JobType.BATCH, ("s3", "urlDownload"), "replace", 1800, id="data elsewhere"),
+        pytest.param(JobType.BATCH, ("s3", "local"), "hold", None, id="data only here"),
+        pytest.param(JobType.BATCH, ("localDirectory",), "hold", None, id="the peer's name for it"),
+        pytest.param(JobType.BATCH, ("LocalDirectory",), "hold", None, id="in any letter case"),
+    ],
+)
+def test_defaults(type: JobType, sources: tuple[str, ...], action: str, after: int | None) -> None:
+    got = effective_disconnect(job_spec(type, sources=sources))
+    assert (got.action, got.after_seconds, got.reconcile) == (action, after, "firstAccepted")
+    assert got.why
+
+
+@pytest.mark.parametrize(
+    ("type", "asked", "after_asked", "action", "after"),
+    [
+        (JobType.BATCH, "hold", None, "hold", None),
+        (JobType.BATCH, "hold", 60, "hold", None),
+        (JobType.BATCH, "stop", None, "stop", 1800),
+        (JobType.BATCH, "stop", 60, "stop", 60),
+        (JobType.BATCH, None, 60, "replace", 60),
+        (JobType.SERVICE, "stop", None, "stop", 300),
+        (JobType.OPS, None, 60, "hold", None),
+        (JobType.DAEMON, "stop", 60, "stop", 60),
+        (JobType.OPS, "replace", 60, "hold", None),
+    ],
+)
+def test_words_of_the_user(
+    type: JobType,
+    asked: Literal["hold", "replace", "stop"] | None,
+    after_asked: int | None,
+    action: str,
+    after: int | None,
+) -> None:
+    policy = DisconnectPolicy(action=asked, after_seconds=after_asked, reconcile="keepOriginal")
+    got = effective_disconnect(job_spec(type, disconnect=policy, sources=()))
+    assert (got.action, got.after_seconds, got.reconcile) == (action, after, "keepOriginal")
+
+
+def test_local_inputs_do_not_overrule_the_user() -> None:
+    spec = job_spec(sources=("local",), disconnect=DisconnectPolicy(action="replace"))
+    assert effective_disconnect(spec).action == "replace"
