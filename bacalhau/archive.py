@@ -5,41 +5,29 @@ Archives come from strangers: job files, results, downloads. The reader decodes 
 (with tarfile's number and checksum rules), in one pass and in bounded memory, and writes only
 through descriptors of directories that it opened without following links. Anything unusual is
 refused rather than interpreted: what the writer here makes, and what tar makes of plain files,
-directories and links, is all that is needed.
-
-Symbolic links may only climb at their beginning, from the real directory in which they lie, and
-not above the root; so whatever other links they pass through, they end inside.
+directories and links, is all that is needed. The rules for names and links are in
+`archive_tree.py`.
 """
 
-import contextlib
 import gzip
 import os
 import tarfile
-import unicodedata
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from bacalhau_api.errors import TerminalError
+from bacalhau.archive_tree import ArchiveError, Tree, folded, link_target, path_parts, show
+
+__all__ = ["ArchiveError", "ArchiveLimits", "Extracted", "TarEntry", "extract", "stream_tar"]
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _RECORD_BYTES = tarfile.RECORDSIZE
 _COPY_BYTES = 256 * 1024
 _EXTENSION_BYTES_MAX = 64 * 1024  # of one PAX or GNU extension header
-_NAME_BYTES_MAX = 255
-_PATH_BYTES_MAX = 4096
-_DEPTH_MAX = 64
 _TIME_MAX = 253_402_300_799  # the end of year 9999
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class ArchiveError(TerminalError):
-    """The archive is damaged, hostile or too large. Nothing of it was left behind."""
-
-    reason = "ArchiveRefused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +72,7 @@ def extract(stream: BinaryIO, into: Path, limits: ArchiveLimits | None = None) -
     """
     root = os.open(into, _OPEN_DIRECTORY)
     try:
-        tree = _Tree(root)
+        tree = Tree(root)
         try:
             return _Reader(stream, tree, limits or ArchiveLimits()).run()
         except BaseException:
@@ -104,7 +92,7 @@ async def stream_tar(
     """
     written = 0
     async for entry in _each(files):
-        parts = _parts(entry.path)
+        parts = path_parts(entry.path)
         if not parts:
             raise ArchiveError(f"a file needs a path, not {entry.path!r}")
         info = tarfile.TarInfo("/".join(parts))
@@ -140,170 +128,6 @@ async def _each(
             yield entry
 
 
-# Names
-
-
-def _show(name: str) -> str:
-    return ascii(name if len(name) <= 120 else name[:117] + "...")
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    """The components of a relative path; () for the root itself. Raises ArchiveError."""
-    if name.startswith("/"):
-        raise ArchiveError(f"{_show(name)} is an absolute path")
-    if "\\" in name or name[1:2] == ":":
-        raise ArchiveError(f"{_show(name)} would be another path on other systems")
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        raise ArchiveError(f"{_show(name)} has control characters or is not UTF-8")
-    parts = tuple(part for part in name.split("/") if part not in ("", "."))
-    if ".." in parts:
-        raise ArchiveError(f"{_show(name)} climbs with '..'")
-    if len(name.encode()) > _PATH_BYTES_MAX or len(parts) > _DEPTH_MAX:
-        raise ArchiveError(f"{_show(name)} is too long or too deep")
-    if any(len(part.encode()) > _NAME_BYTES_MAX for part in parts):
-        raise ArchiveError(f"{_show(name)} has a component of more than 255 bytes")
-    return parts
-
-
-def _link_target(target: str, parts: tuple[str, ...]) -> str:
-    """A symbolic link's target, if it can only lead inside. Raises ArchiveError."""
-    where = _show("/".join(parts))
-    climbs = 0
-    rest = target.split("/")
-    while rest and rest[0] == "..":
-        climbs += 1
-        rest = rest[1:]
-    if not target or target.startswith("/") or climbs > len(parts) - 1 or ".." in rest:
-        raise ArchiveError(f"the link {where} to {_show(target)} may lead out of the archive")
-    _parts("/".join(rest))
-    return target
-
-
-def _folded(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """What a file system that ignores case and Unicode form makes of a path."""
-    return tuple(
-        unicodedata.normalize("NFC", unicodedata.normalize("NFC", part).casefold())
-        for part in parts
-    )
-
-
-# The disk
-
-
-class _Tree:
-    """Writes below one directory, and remembers what it made."""
-
-    def __init__(self, root: int) -> None:
-        self._root = root
-        self._made: list[tuple[tuple[str, ...], bool]] = []  # path, is it a directory
-        self._files: set[tuple[str, ...]] = set()
-
-    def directory(self, parts: tuple[str, ...]) -> int:
-        """Open a directory, making what is missing; the caller closes."""
-        fd = os.dup(self._root)
-        for depth, part in enumerate(parts, 1):
-            try:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=fd)
-                    self._made.append((parts[:depth], True))
-                below = os.open(part, _OPEN_DIRECTORY, dir_fd=fd)
-            except OSError as error:
-                os.close(fd)
-                if isinstance(error, NotADirectoryError) or error.errno == 40:
-                    text = f"{_show('/'.join(parts[:depth]))} is not a directory"
-                    raise ArchiveError(text) from error
-                raise
-            os.close(fd)
-            fd = below
-        return fd
-
-    def file(
-        self, parts: tuple[str, ...], chunks: Iterable[bytes], mode: int, mtime: float
-    ) -> None:
-        """Write a new file."""
-        parent = self.directory(parts[:-1])
-        try:
-            with self._exclusive(parts):
-                fd = os.open(parts[-1], _CREATE_FILE, 0o600, dir_fd=parent)
-        finally:
-            os.close(parent)
-        self._made.append((parts, False))
-        self._files.add(parts)
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    view = view[file.write(view) or 0 :]
-            # No setuid, setgid, sticky bits; nobody but the owner may write.
-            os.fchmod(fd, (mode & 0o755) | 0o600)
-            os.utime(fd, (mtime, mtime))
-
-    def symlink(self, parts: tuple[str, ...], target: str) -> None:
-        """Make a symbolic link to a target that was judged."""
-        parent = self.directory(parts[:-1])
-        try:
-            with self._exclusive(parts):
-                os.symlink(target, parts[-1], dir_fd=parent)
-        finally:
-            os.close(parent)
-        self._made.append((parts, False))
-
-    def hard_link(self, parts: tuple[str, ...], target: tuple[str, ...]) -> None:
-        """Link to a file that came out of the same archive."""
-        if target not in self._files:
-            raise ArchiveError(
-                f"{_show('/'.join(parts))} links to {_show('/'.join(target))}, which is not a "
-                "file earlier in the archive"
-            )
-        parent = self.directory(parts[:-1])
-        source = self.directory(target[:-1])
-        try:
-            with self._exclusive(parts):
-                os.link(
-                    target[-1], parts[-1],
-                    src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False,
-                )  # fmt: skip
-        finally:
-            os.close(source)
-            os.close(parent)
-        self._made.append((parts, False))
-        self._files.add(parts)
-
-    def undo(self) -> None:
-        """Remove all that was made, as far as it is still there."""
-        for parts, is_directory in reversed(self._made):
-            with contextlib.suppress(OSError, ArchiveError):
-                parent = self._existing(parts[:-1])
-                try:
-                    if is_directory:
-                        os.rmdir(parts[-1], dir_fd=parent)
-                    else:
-                        os.unlink(parts[-1], dir_fd=parent)
-                finally:
-                    os.close(parent)
-
-    def _existing(self, parts: tuple[str, ...]) -> int:
-        fd = os.dup(self._root)
-        for part in parts:
-            try:
-                below = os.open(part, _OPEN_DIRECTORY, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = below
-        return fd
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _exclusive(parts: tuple[str, ...]) -> "contextlib._GeneratorContextManager[None]":
-        try:
-            yield
-        except FileExistsError as error:
-            raise ArchiveError(f"{_show('/'.join(parts))} exists already") from error
-
-
-# The archive
-
-
 @dataclass(slots=True)
 class _Counted:
     """Counts the packed bytes, and turns damage into ArchiveError."""
@@ -336,7 +160,7 @@ class _Reader:
     """One pass over an archive."""
 
     stream: BinaryIO
-    tree: _Tree
+    tree: Tree
     limits: ArchiveLimits
     entries: int = 0
     size_bytes: int = 0
@@ -365,7 +189,7 @@ class _Reader:
             if self.entries > self.limits.entries_max:
                 raise ArchiveError(f"it has more than {self.limits.entries_max} entries")
             if info.size < 0:
-                raise ArchiveError(f"{_show(info.name)} has a negative size")
+                raise ArchiveError(f"{show(info.name)} has a negative size")
             if info.type in _EXTENSIONS:
                 self._extension(info, overrides)
             else:
@@ -426,7 +250,7 @@ class _Reader:
             else:
                 number = _number(value)
                 if number is None or (key == "size" and number != int(number)):
-                    raise ArchiveError(f"it has the {key} {_show(value)}")
+                    raise ArchiveError(f"it has the {key} {show(value)}")
                 if key == "size":
                     overrides.size = int(number)
                 else:
@@ -437,11 +261,11 @@ class _Reader:
         link = info.linkname if overrides.link is None else overrides.link
         size = info.size if overrides.size is None else overrides.size
         mtime = info.mtime if overrides.mtime is None else overrides.mtime
-        parts = _parts(name)
+        parts = path_parts(name)
         self._check_spelling(parts)
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
             if not parts or name.endswith("/"):
-                raise ArchiveError(f"{_show(name)} is no name for a file")
+                raise ArchiveError(f"{show(name)} is no name for a file")
             self.size_bytes += size
             if self.size_bytes > self.limits.size_bytes_max:
                 raise ArchiveError(f"it holds more than {self.limits.size_bytes_max} bytes")
@@ -449,18 +273,18 @@ class _Reader:
             self.tree.file(parts, self._body(size), info.mode, mtime)
             return
         if size:
-            raise ArchiveError(f"{_show(name)} is not a file but has contents")
+            raise ArchiveError(f"{show(name)} is not a file but has contents")
         if info.type == tarfile.DIRTYPE:
             os.close(self.tree.directory(parts))
         elif not parts:
             raise ArchiveError("it replaces the directory into which it is unpacked")
         elif info.type == tarfile.SYMTYPE:
-            self.tree.symlink(parts, _link_target(link, parts))
+            self.tree.symlink(parts, link_target(link, parts))
         elif info.type == tarfile.LNKTYPE:
-            self.tree.hard_link(parts, _parts(link))
+            self.tree.hard_link(parts, path_parts(link))
         else:
             raise ArchiveError(
-                f"{_show(name)} is neither a file, a directory nor a link (type "
+                f"{show(name)} is neither a file, a directory nor a link (type "
                 f"{info.type.decode('latin-1')!a})"
             )
 
@@ -470,10 +294,10 @@ class _Reader:
             return
         for depth in range(1, len(parts) + 1):
             spelled = parts[:depth]
-            known = self.spellings.setdefault(_folded(spelled), spelled)
+            known = self.spellings.setdefault(folded(spelled), spelled)
             if known != spelled:
                 raise ArchiveError(
-                    f"{_show('/'.join(spelled))} and {_show('/'.join(known))} are one name on "
+                    f"{show('/'.join(spelled))} and {show('/'.join(known))} are one name on "
                     "some file systems"
                 )
 

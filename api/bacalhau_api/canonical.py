@@ -119,14 +119,20 @@ _SPECIAL: Final[Mapping[object, Special]] = {
 
 
 def settle(
-    root: Node, model: type[Resource], findings: Findings, *, is_flat: bool = False
+    root: Node,
+    model: type[Resource],
+    findings: Findings,
+    *,
+    is_flat: bool = False,
+    misspelt: frozenset[Loc] = frozenset(),
 ) -> Resource | None:
     """Build, check and canonicalise one object. None, with problems in `findings`, if it is wrong.
 
-    `is_flat` matches keys in any letter case and names missing fields as the flat form does.
+    `is_flat` matches keys in any letter case and names missing fields as the flat form does; `misspelt`
+    are places of fields that were already reported under a wrong name.
     """
     before = findings.count
-    shaper = Shaper(findings, is_flat, is_flat, _SPECIAL)
+    shaper = Shaper(findings, is_flat, is_flat, _SPECIAL, misspelt=set(misspelt))
     data = shaper.shape(root, shape_of(model))
     resource = shaper.validate(data, model)
     looked_at, mended = resource, frozenset[Loc]()
@@ -141,7 +147,7 @@ def settle(
         placeholders = mended | shaper.refused
         if not is_sound and (
             is_relation
-            or shaper.is_misspelt(loc)
+            or loc in shaper.misspelt
             or any(loc[:end] in placeholders for end in range(len(loc) + 1))
         ):
             return
@@ -166,8 +172,8 @@ def canonical_job(job: Job) -> Job:
     Idempotent. Raises InvalidError with all that is wrong.
     """
     findings = Findings()
-    plain = job.wire()
-    plain.pop("status", None)
+    # Not `wire`, which silently repairs what is to be refused: infinities, broken Unicode.
+    plain = job.model_dump(by_alias=True, exclude_defaults=True, exclude={"status"})
     settled = settle(from_plain(plain), Job, findings)
     findings.check()
     assert isinstance(settled, Job)

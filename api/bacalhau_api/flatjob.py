@@ -5,12 +5,12 @@ at which it was written, so that errors name it as its user knows it. `from_job`
 flat form. Both forms mean the same.
 """
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bacalhau_api.meta import API_VERSION
 from bacalhau_api.params import KNOWN, Role
 from bacalhau_api.quantity import to_quantities
-from bacalhau_api.shape import Findings, fields_of, nearest
+from bacalhau_api.shape import Findings, Loc, fields_of, nearest, suggested_by
 from bacalhau_api.tree import Fields, Items, Node, Scalar, is_null
 from bacalhau_api.v1.job import Job, JobSpec
 
@@ -43,9 +43,17 @@ def unwrap(root: Fields) -> Fields:
     return inner
 
 
-def to_manifest(root: Fields, findings: Findings) -> Fields:
+class Flattened(NamedTuple):
+    """A manifest made of a flat job, and the places of fields that unknown ones seem to mean."""
+
+    manifest: Fields
+    misspelt: frozenset[Loc]
+
+
+def to_manifest(root: Fields, findings: Findings) -> Flattened:
     """The tree of the manifest that means the same. Keys below the top keep their letter case."""
     metadata, spec = Fields(), Fields()
+    misspelt: set[Loc] = set()
     for part in (metadata, spec):
         part.standing_for(root)
     for key, value in root.entries.items():
@@ -58,13 +66,20 @@ def to_manifest(root: Fields, findings: Findings) -> Fields:
         if not name:
             hint = "" if findings.is_full else nearest(key, _top_names())
             findings.add(value, "is not a known field", hint=hint)
+            misspelt.add(_loc_of(hint))
         elif name in into.entries:
             findings.add(value, f"is given twice: {pascal_name(name)} in another letter case")
         else:
             into.entries[name] = value
     if isinstance(tasks := spec.entries.get("tasks"), Items):
         spec.entries["tasks"] = _one_task(tasks, findings)
-    return _manifest(root, metadata, spec)
+    return Flattened(_manifest(root, metadata, spec), frozenset(misspelt))
+
+
+def _loc_of(hint: str) -> Loc:
+    """The place of the field that a hint such as `did you mean Type?` suggests."""
+    name = suggested_by(hint).lower()
+    return ("metadata", name) if name in _METADATA else ("spec", _SPEC.get(name, ""))
 
 
 def _manifest(root: Fields, metadata: Fields, spec: Fields) -> Fields:

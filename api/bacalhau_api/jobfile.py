@@ -98,10 +98,10 @@ def _text_of(fields: Fields, key: str) -> str:
 
 def _read(root: Fields, findings: Findings, default_name: str) -> Resource | None:
     if not any(key.lower() in _MANIFEST_KEYS for key in root.entries):
-        manifest = to_manifest(unwrap(root), findings)
+        manifest, misspelt = to_manifest(unwrap(root), findings)
         _clean(manifest, findings, Job)
         _name(manifest, default_name)
-        return settle(manifest, Job, findings, is_flat=True)
+        return settle(manifest, Job, findings, is_flat=True, misspelt=misspelt)
     model = _kind_of(root, findings)
     if model is None:
         return None

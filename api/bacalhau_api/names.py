@@ -4,6 +4,7 @@ with a message for users that says what is wrong and what to write instead.
 The names of objects themselves are checked by `bacalhau_api.meta.check_name`.
 """
 
+import ipaddress
 import posixpath
 import re
 from typing import Final
@@ -153,8 +154,6 @@ def check_port_name(value: str) -> str:
 
 def check_ip(value: str) -> str:
     """An IPv4 or IPv6 address."""
-    import ipaddress  # only jobs with ports or domains need it
-
     try:
         ipaddress.ip_address(value)
     except ValueError:

@@ -5,6 +5,7 @@ Types are lenient, so that whatever was once stored can always be read; these ru
 door, where objects come in. Defaults that depend on nothing but the object are `admission`'s.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Final, Protocol
@@ -128,8 +129,6 @@ def _settle_meta(meta: ObjectMeta, checks: _Checks, *, is_namespaced: bool) -> O
 
 def settle_node(node: Node, report: Report) -> Node:
     """Check a Node manifest."""
-    import re
-
     checks = _Checks(report)
     meta = _settle_meta(node.metadata, checks, is_namespaced=False)
     spec: Loc = ("spec",)

@@ -95,6 +95,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"use one of {', '.join(names)}" if 0 < len(names) <= 16 else ""
 
 
+def suggested_by(hint: str) -> str:
+    """The word that a hint of `nearest` suggests; empty if it suggests none."""
+    return hint[13:-1] if hint.startswith("did you mean ") else ""
+
+
 def _folded(word: str) -> str:
     return word.lower().replace("_", "").replace("-", "")
 
@@ -165,7 +170,8 @@ Special = Callable[["Shaper", Node, Loc], Any]
 @dataclass(slots=True)
 class Shaper:
     """One walk over one document. `special` is keyed by (model, wire name) or by model;
-    `is_flat` says that missing fields are named as the flat form spells them."""
+    `is_flat` says that missing fields are named as the flat form spells them; `misspelt` has the
+    places of fields that unknown ones seem to mean, which need not be said to be missing too."""
 
     findings: Findings
     ignore_case: bool = False
@@ -173,7 +179,7 @@ class Shaper:
     special: Mapping[object, Special] = field(default_factory=dict)
     origins: dict[Loc, Node] = field(default_factory=dict)
     refused: set[Loc] = field(default_factory=set)
-    _suggested: set[tuple[Loc, str]] = field(default_factory=set)
+    misspelt: set[Loc] = field(default_factory=set)
 
     def shape(self, node: Node, shape: Shape, loc: Loc = ()) -> Any:
         """Plain data (JSON types) for the value at `loc`; what cannot be is reported."""
@@ -232,7 +238,7 @@ class Shaper:
             self.findings.add(node, "")  # only counted
             return
         hint = nearest(key, fields_of(model))
-        self._suggested.add((loc, hint.removeprefix("did you mean ").removesuffix("?")))
+        self.misspelt.add((*loc, suggested_by(hint)))
         self.findings.add(node, "is not a known field", hint=hint)
 
     def refuse(
@@ -312,15 +318,11 @@ class Shaper:
             return  # it has entries, each wrong, and reported as such
         message, hint = _worded(detail)
         if detail["type"] == "missing":
-            if not self.is_misspelt(loc):
+            if loc not in self.misspelt:
                 self.findings.add(node, message, below=self.name_of(rest), hint=hint)
             return
         value = "" if node is None or _is_secret(loc, node) else shown(node)
         self.findings.add(node, message, value=value, hint=hint)
-
-    def is_misspelt(self, loc: Loc) -> bool:
-        """Whether a field that is missing was already reported as an unknown one much like it."""
-        return bool(loc) and (loc[:-1], str(loc[-1])) in self._suggested
 
     def name_of(self, rest: Loc) -> str:
         """A field that is not there, as the user would write it."""

@@ -7,6 +7,7 @@ make of it.
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 from bacalhau_api.names import check_text
@@ -139,7 +140,7 @@ def shown(node: Node) -> str:
 
 
 def from_plain(data: object, depth: int = 0) -> Node:
-    """The tree of plain Python data, for values that did not come from a file.
+    """The tree of plain Python data and times, for values that did not come from a file.
 
     What is not plain data, or nested too deep, becomes a scalar that is `bad`.
     """
@@ -168,7 +169,9 @@ def from_plain(data: object, depth: int = 0) -> Node:
         return int_scalar(data)
     if isinstance(data, float):
         return float_scalar(data)
-    return Scalar("", "", bad=f"is not plain data but a {type(data).__name__}")
+    if isinstance(data, datetime):
+        return Scalar(data.isoformat(), data.isoformat())
+    return Scalar("", "", bad=f"is not plain data, but of type {type(data).__name__}")
 
 
 def _usable(text: str) -> tuple[str, str]:

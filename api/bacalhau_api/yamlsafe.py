@@ -1,12 +1,14 @@
 """Reads YAML and JSON that may be hostile, in bounded time and memory, into trees with lines.
 
-Every limit is a constant here. YAML is read with the 1.2 core rules for plain values, so that
-`on`, `no`, `1_000`, `010` and `12:30` stay text; tags that build objects are refused; aliases and
-merge keys work within a small budget. What the values mean is for others (`shape`).
+Every limit is a constant here. An unquoted word is a number or a boolean only where YAML 1.1 and
+1.2 agree that it is, so `on`, `no`, `010`, `1_000`, `1e3` and `12:30` stay text, and what any YAML
+writer wrote as text is read as text. Tags that build objects are refused; aliases and merge keys
+work within a small budget. What the values mean is for others (`shape`).
 """
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
@@ -43,8 +45,8 @@ ALIASED_VALUES_MAX: Final = 10_000
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\ud800-\udfff\ufffe\uffff]")
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _CONSTANTS: Final[Mapping[str, Plain]] = {"": None, "~": None} | {
     spelling: value
@@ -79,8 +81,7 @@ def read_documents(text: str | bytes, source: str = "<input>") -> list[Node]:
 
 
 def resolve_plain(text: str, line: int = 0) -> Scalar:
-    """What an unquoted scalar means, by the core rules of YAML 1.2. A decimal number with a leading
-    zero is text: some readers take it for octal."""
+    """What an unquoted YAML scalar means."""
     if text in _CONSTANTS:
         return Scalar(_CONSTANTS[text], text, line)
     if text[0] not in "+-.0123456789":
@@ -89,8 +90,8 @@ def resolve_plain(text: str, line: int = 0) -> Scalar:
         return Scalar(text, text, line, bad="is not finite")
     if _INT.fullmatch(text):
         return int_scalar(int(text) if len(text) <= 20 else 2**64, text, line)
-    if _BASED.fullmatch(text):
-        return int_scalar(int(text, 0) if len(text) <= 30 else 2**64, text, line)
+    if _HEX.fullmatch(text):
+        return int_scalar(int(text, 16) if len(text) <= 20 else 2**64, text, line)
     if len(text) <= 400 and _FLOAT.fullmatch(text):
         return float_scalar(float(text), text, line)
     return Scalar(text, text, line)
@@ -166,15 +167,22 @@ def _read_json(text: str, source: str) -> list[Node] | None:
     """The documents if all of the text is JSON, else None: it may still be YAML in flow style."""
     numbers = itertools.count()
 
-    def number(written: str) -> Scalar:
+    def count() -> None:
         if next(numbers) > VALUES_MAX:  # before a long list of them is built
             _refuse(source, 0, f"has more than {VALUES_MAX} values")
-        return resolve_plain(written)
+
+    def whole(written: str) -> Scalar:
+        count()
+        return int_scalar(int(written) if len(written) <= 20 else 2**64, written)
+
+    def real(written: str) -> Scalar:
+        count()
+        return float_scalar(float(written) if len(written) <= 400 else math.inf, written)
 
     decoder = json.JSONDecoder(
         object_pairs_hook=_Pairs,
-        parse_int=number,
-        parse_float=number,
+        parse_int=whole,
+        parse_float=real,
         parse_constant=lambda word: Scalar(word, word, bad="is not finite"),
     )
     found: list[Any] = []

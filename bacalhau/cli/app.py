@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
         # The reader has gone. Python would complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.BROKEN_PIPE
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last stop: nobody is helped by a traceback
         if is_debug:
             import traceback
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -12,7 +13,10 @@ import httpx
 from bacalhau.client import calls
 from bacalhau.client.address import DEFAULT_SERVER, check_server
 from bacalhau.client.calls import Call, Filter, Page, names_of
+from bacalhau.client.download import Downloaded
 from bacalhau.client.errors import WaitTimeoutError, connection_error, error_from
+from bacalhau.client.layout import Layout
+from bacalhau.client.sync import Client
 from bacalhau.client.waiting import (
     Backoff,
     EventReader,
@@ -64,6 +68,7 @@ class AsyncClient:
 
     def __init__(self, server: str = DEFAULT_SERVER, *, token: str = "") -> None:
         self.server = check_server(server)
+        self._token = token
         headers = {"User-Agent": "bacalhau-python"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -349,6 +354,23 @@ class AsyncClient:
             EXECUTION.path(namespace, execution, "outputs/archive"), {}
         ) as answer:
             yield self._pieces(answer)
+
+    async def download(
+        self,
+        job: str,
+        into: Path,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        generation: int | None = None,
+        layout: Layout = "auto",
+    ) -> Downloaded:
+        """As `Client.download`, which it runs in a thread."""
+
+        def run() -> Downloaded:
+            with Client(self.server, token=self._token) as client:
+                return client.download(job, into, namespace, generation=generation, layout=layout)
+
+        return await asyncio.to_thread(run)
 
     # Nodes
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -11,7 +12,9 @@ import httpx
 from bacalhau.client import calls
 from bacalhau.client.address import DEFAULT_SERVER, check_server
 from bacalhau.client.calls import Call, Filter, Page, names_of
+from bacalhau.client.download import Downloaded, Progress, download
 from bacalhau.client.errors import WaitTimeoutError, connection_error, error_from
+from bacalhau.client.layout import Layout
 from bacalhau.client.waiting import (
     Backoff,
     EventReader,
@@ -336,6 +339,23 @@ class Client:
         """All outputs of an execution as one tar, in pieces."""
         with self._stream(EXECUTION.path(namespace, execution, "outputs/archive"), {}) as answer:
             yield self._pieces(answer)
+
+    def download(
+        self,
+        job: str,
+        into: Path,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        generation: int | None = None,
+        layout: Layout = "auto",
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Downloaded:
+        """Download the accepted results of a job to a new directory; see `layout` for what lies
+        where. Calling it again after an interruption goes on with it."""
+        results = self.results(job, namespace, generation=generation)
+        return download(
+            self, results.items, namespace, into, layout=layout, on_progress=on_progress
+        )
 
     # Nodes
 

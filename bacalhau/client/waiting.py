@@ -95,7 +95,7 @@ class EventReader(Generic[R]):
         try:
             body = json.loads(data)["object"]
             if kind == "ERROR":
-                raise error_of(ErrorModel.model_validate(body), 503)
+                raise error_of(ErrorModel.model_validate_json(json.dumps(body)), 503)
             if kind in ("SYNCED", "RESET"):
                 return WatchUpdate(kind)  # type: ignore[arg-type]
             if kind not in ("ADDED", "MODIFIED", "DELETED"):

@@ -144,8 +144,8 @@ class EmbeddedNats:
                 controller_key=public_key(self._controller_seed),
                 system_key=public_key(self._system_seed),
             )
-            # Never through a proxy of the environment: it is on this machine.
-            self._http = httpx.AsyncClient(timeout=_HTTP_SECONDS, trust_env=False)
+            # Plain HTTP on this machine: no proxy of the environment, no certificates to load.
+            self._http = httpx.AsyncClient(timeout=_HTTP_SECONDS, trust_env=False, verify=False)
             if settings.relaxed:
                 logger.warning("Store runs with relaxed durability")
             await self._launch()

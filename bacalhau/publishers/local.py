@@ -1,5 +1,6 @@
 """Outputs that stay on the node, from where the orchestrator serves them for download."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class LocalPublisher:
         """Name the place. Raises TransientError if the directory is not there (a disk that is not
         mounted yet)."""
         try:
-            is_directory = stat.S_ISDIR(outputs.lstat().st_mode)
+            is_directory = stat.S_ISDIR(os.lstat(outputs).st_mode)
         except OSError as error:
             raise TransientError(
                 f"the outputs of {publication.spec.execution} cannot be read on {self._node}: "

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
+from typing import Self
 
 from bacalhau.enrolment import Enrolment
 from bacalhau.nats.connection import Connection, Credentials
@@ -30,7 +31,7 @@ from bacalhau_controllers.manager import Manager
 from bacalhau_controllers.node import NodeReconciler
 from bacalhau_controllers.node.presence import Presence
 from bacalhau_controllers.publishing import PublishingReconciler
-from bacalhau_controllers.retention import RetentionReconciler
+from bacalhau_controllers.retention import RetentionReconciler, namespace_key
 from bacalhau_controllers.state import State
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Orchestrator:
         self.nats_url = settings.nats_url
         self.enrolment: Enrolment
 
-    async def __aenter__(self) -> "Orchestrator":
+    async def __aenter__(self) -> Self:
         async with AsyncExitStack() as parts:
             await self._start(parts)
             self._parts = parts.pop_all()
@@ -111,10 +112,10 @@ class Orchestrator:
             on_stopped_leading=follow,
         )
         manager.add(JobReconciler(own, clock), "Job")
-        manager.add(ExecutionReconciler(own, clock, inbox), "Execution")
-        manager.add(PublishingReconciler(own, clock, inbox), "Publication")
+        manager.add(ExecutionReconciler(own, clock, inbox, presence), "Execution")
+        manager.add(PublishingReconciler(own, clock, inbox, presence), "Publication")
         manager.add(NodeReconciler(own, clock, presence), "Node")
-        manager.add(RetentionReconciler(own, clock), "Job")
+        manager.add(RetentionReconciler(own, clock), "Job", key=namespace_key)
 
         def gauges() -> Mapping[str, float]:
             return {"leader": float(manager.is_leader.is_set()), "facts_waiting": inbox.depth} | {
@@ -168,7 +169,7 @@ class Orchestrator:
                 NatsSettings(
                     data_dir=settings.data_dir / "nats",
                     host=settings.nats_host,
-                    port=settings.nats_port,
+                    port=max(settings.nats_port, 0),
                     relaxed=settings.relaxed_durability,
                 )
             )

@@ -20,7 +20,7 @@ from bacalhau_api.errors import (
     OutcomeUnknownError,
     Problem,
 )
-from bacalhau_api.meta import Ref, Resource, check_name
+from bacalhau_api.meta import DEFAULT_NAMESPACE, Ref, Resource, check_name
 from bacalhau_api.names import check_label_key, check_label_value
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.node import Membership, Node
@@ -214,10 +214,10 @@ class Actions:
 def not_found(ref: Ref) -> NotFoundError:
     """The error for an object that is not there."""
     where = f" in namespace {ref.namespace}" if ref.namespace else ""
+    option = f" -n {ref.namespace}" if ref.namespace not in ("", DEFAULT_NAMESPACE) else ""
     return NotFoundError(
         f"there is no {ref.kind.lower()} {ref.name}{where}",
-        hint=f"see what there is: bacalhau get {ref.kind.lower()}s"
-        + (f" -n {ref.namespace}" if ref.namespace else ""),
+        hint=f"see what there is: bacalhau get {ref.kind.lower()}s{option}",
     )
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import os
+import shutil
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -22,6 +23,7 @@ from bacalhau_api.errors import TerminalError, TransientError
 from bacalhau_api.v1.job import InputSource, SpecConfig
 from bacalhau_controllers.runner.ports import Fetched, Health
 
+_LIMITS = ArchiveLimits(size_bytes_max=256 * 1024 * 1024, entries_max=10_000)
 _ARCHIVES = frozenset({"application/gzip", "application/x-gzip"})
 
 
@@ -41,7 +43,7 @@ class InlineStorage:
         self,
         *,
         size_bytes_max: int = 16 * 1024 * 1024,
-        limits: ArchiveLimits = ArchiveLimits(size_bytes_max=256 * 1024 * 1024, entries_max=10_000),
+        limits: ArchiveLimits = _LIMITS,
     ) -> None:
         self._size_bytes_max = size_bytes_max
         self._limits = limits
@@ -80,6 +82,7 @@ class InlineStorage:
                 file.write(data)
             return Fetched(source=path.resolve(), read_only=True, size_bytes=len(data))
         directory = into / "content"
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         done = extract(io.BytesIO(data), directory, self._limits)
         return Fetched(source=directory.resolve(), read_only=True, size_bytes=done.size_bytes)

@@ -23,6 +23,9 @@ from bacalhau_controllers.store import HistoryEntry, Why, clip
 
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECT_OF: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+EXPECT_LAST: Final = "Nats-Expected-Last-Sequence"
+EXPECT_LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
+ID: Final = "Nats-Msg-Id"
 TTL: Final = "Nats-TTL"
 BATCH: Final = "Nats-Batch-Id"
 BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
@@ -70,6 +73,11 @@ def object_filter(kind: str | None, namespace: str | None) -> str:
 def history_subject(ref: Ref, uid: str, previous: int) -> str:
     """Where the change that followed revision `previous` lies."""
     return f"h.{_path(ref)}.{encode_token(uid)}.{previous}"
+
+
+def successor_filter(ref: Ref, revision: int) -> str:
+    """Covers the change of an object that followed a revision, of whichever incarnation."""
+    return f"h.{_path(ref)}.*.{revision}"
 
 
 def history_filter(ref: Ref, uid: str | None) -> str:
@@ -141,9 +149,9 @@ def history_headers(why: Why, uid: str, now: datetime) -> dict[str, str]:
 def decode_history(
     subject: str, sequence: int, headers: Mapping[str, str] | None, data: bytes
 ) -> HistoryEntry:
-    """The entry of a history message. The change itself is the message right before it."""
+    """The entry of a history message. The change itself is the message right after it."""
     found = headers or {}
-    ref, revision = parse_ref(subject), sequence - 1
+    ref, revision = parse_ref(subject), sequence + 1
     return HistoryEntry(
         ref=ref,
         uid=unquote(found.get(_UID, "")),

@@ -3,9 +3,9 @@
 A batch costs the server the same few syncs to disk however many messages it holds. A lone commit
 goes out at once; while batches are under way, what comes meanwhile gathers for the next one. When
 the expectation of one commit does not hold, the server refuses the whole batch: the culprit is
-found and answered, the others are sent again. When an answer is lost, the same commit is sent
-again, too: its expectations keep it from happening twice, and its history entry tells afterwards
-whether the refusal came from itself.
+found and answered (`settle.py`), the others are sent again. When an answer is lost, the same commit
+is sent again, too: its expectations keep it from happening twice, and its history entry tells
+afterwards whether the refusal came from itself.
 """
 
 import asyncio
@@ -13,21 +13,14 @@ import itertools
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final
 
-from bacalhau.store.batch import MESSAGES_MAX, BatchSender, RefusedError
-from bacalhau.store.codec import COMMIT, EXPECT, EXPECT_OF, Out, fence_subject, is_tombstone
-from bacalhau.store.stream import Stored, Stream
-from bacalhau_api.errors import (
-    BacalhauError,
-    ConflictError,
-    FencedError,
-    OutcomeUnknownError,
-    UnavailableError,
-)
-from bacalhau_api.meta import Ref
+from bacalhau.store.batch import MESSAGES_MAX, RefusedError, Sender, Tip
+from bacalhau.store.pending import Change, Pending
+from bacalhau.store.settle import Settler
+from bacalhau.store.stream import Stream
+from bacalhau_api.errors import BacalhauError, OutcomeUnknownError, UnavailableError
 from bacalhau_controllers.contract import Ids
 from bacalhau_controllers.store import Fence
 
@@ -42,79 +35,31 @@ WAITING_BYTES_MAX: Final = 128 * 1024 * 1024
 
 _PAUSE_MIN = 0.02
 _PAUSE_MAX = 1.0
-_READS_AT_ONCE = 16
-
-
-@dataclass(slots=True)
-class Change:
-    """One object of a commit: two messages, the object and its history entry.
-
-    `expect` is what the caller expects; `expect_sent` what the server is told, which is the
-    tombstone's sequence where an object is created over one. `history_prefix` lacks only the
-    previous revision.
-    """
-
-    ref: Ref
-    subject: str
-    history_prefix: str
-    expect: int
-    data: bytes
-    object_headers: Mapping[str, str]
-    history_headers: Mapping[str, str]
-    expect_sent: int = -1
-
-    def __post_init__(self) -> None:
-        if self.expect_sent < 0:
-            self.expect_sent = self.expect
-
-    @property
-    def history_subject(self) -> str:
-        """Where the history entry goes."""
-        return f"{self.history_prefix}.{self.expect_sent}"
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    id: str
-    changes: Sequence[Change]
-    fence: Fence | None
-    done: asyncio.Future[int]
-    size_bytes: int
-    is_under_way: bool = False
-    may_have_happened: bool = False
-    tried: set[str] = field(default_factory=set)
-
-    def messages(self) -> Iterable[Out]:
-        """Object and history entry of each change; the first entry carries the fence."""
-        fence = self.fence
-        for change in self.changes:
-            expect = {EXPECT: str(change.expect_sent)}
-            yield Out(change.subject, change.data, {**expect, **change.object_headers})
-            headers = {**change.history_headers, COMMIT: self.id}
-            if fence is not None:
-                headers |= {EXPECT: str(fence.token), EXPECT_OF: fence_subject(fence.name)}
-                fence = None
-            yield Out(change.history_subject, change.data, headers)
-
-    def guards(self) -> Iterable[tuple[str, int]]:
-        """The subjects whose sequence the commit depends on, and what it expects there."""
-        for change in self.changes:
-            yield change.subject, change.expect_sent
-        if self.fence is not None:
-            yield fence_subject(self.fence.name), self.fence.token
 
 
 class Committer:
-    """Gathers commits into batches; at most `batches_max` are under way."""
+    """Gathers commits into batches; at most `batches_max` are under way.
+
+    With `use_pairs`, a lone change skips the batch where that is safe (see `batch.py`).
+    """
 
     def __init__(
-        self, stream: Stream, ids: Ids, *, batches_max: int = 2, deadline: float = 10.0
+        self,
+        stream: Stream,
+        ids: Ids,
+        tip: Tip,
+        *,
+        batches_max: int,
+        use_pairs: bool,
+        deadline: float,
     ) -> None:
-        self._stream = stream
-        self._sender = BatchSender(stream.transport, ids)
+        self._sender = Sender(stream.transport, ids, tip)
+        self._settler = Settler(stream)
+        self._tip = tip
         self._batches_max = batches_max
+        self._use_pairs = use_pairs
         self._deadline = deadline
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Pending] = deque()
         self._queued_messages = 0
         self._queued_bytes = 0
         self._busy: set[str] = set()  # object subjects in batches under way
@@ -129,21 +74,21 @@ class Committer:
         self._unlisten = stream.transport.listen(self._connection_changed)
 
     async def commit(self, changes: Sequence[Change], fence: Fence | None) -> int:
-        """Store all changes or none; return the sequence of the first, where change number k has
-        the revision `first + 2 * k`. For errors see Store.commit."""
-        waiting = _Waiting(
+        """Store all changes or none; return the sequence of the first message (see
+        `pending.revision_of`). For errors see Store.commit."""
+        pending = Pending(
             id=f"{self._prefix}-{next(self._numbers):x}",
             changes=changes,
             fence=fence,
             done=asyncio.get_running_loop().create_future(),
             size_bytes=2 * sum(len(change.data) for change in changes),
         )
-        self._admit(waiting)
+        self._admit(pending)
         try:
             async with asyncio.timeout(self._deadline):
-                return await waiting.done
+                return await pending.done
         except TimeoutError:
-            if waiting.is_under_way or waiting.may_have_happened:
+            if pending.is_under_way or pending.may_have_happened:
                 raise OutcomeUnknownError(
                     f"the store did not confirm a write within {self._deadline:g} s"
                     + self._trouble,
@@ -160,8 +105,8 @@ class Committer:
         self._unlisten()
         if self._wake is not None:
             self._wake.cancel()
-        for waiting in self._queue:
-            _fail(waiting, UnavailableError("the store is closing"))
+        for pending in self._queue:
+            pending.fail(UnavailableError("the store is closing"))
         self._queue.clear()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._deadline)
@@ -169,28 +114,33 @@ class Committer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _admit(self, waiting: _Waiting) -> None:
+    def _admit(self, pending: Pending) -> None:
         if self._is_closed:
             raise UnavailableError("the store is closed")
-        messages = 2 * len(waiting.changes)
-        if (
-            self._queued_messages + messages > WAITING_MESSAGES_MAX
-            or self._queued_bytes + waiting.size_bytes > WAITING_BYTES_MAX
-        ) and self._queue:
+        if self._queue and (
+            self._queued_messages + pending.messages_count > WAITING_MESSAGES_MAX
+            or self._queued_bytes + pending.size_bytes > WAITING_BYTES_MAX
+        ):
             raise UnavailableError(
                 f"{self._queued_messages // 2} writes wait for the store already",
                 hint="try again later, or write less at a time",
             )
-        self._enqueue(waiting)
+        self._enqueue(pending)
         self._schedule()
 
-    def _enqueue(self, waiting: _Waiting, *, is_front: bool = False) -> None:
+    def _enqueue(self, pending: Pending, *, is_front: bool = False) -> None:
         if is_front:
-            self._queue.appendleft(waiting)
+            self._queue.appendleft(pending)
         else:
-            self._queue.append(waiting)
-        self._queued_messages += 2 * len(waiting.changes)
-        self._queued_bytes += waiting.size_bytes
+            self._queue.append(pending)
+        self._queued_messages += pending.messages_count
+        self._queued_bytes += pending.size_bytes
+
+    def _forget(self, pending: Pending) -> None:
+        self._queued_messages -= pending.messages_count
+        self._queued_bytes -= pending.size_bytes
+
+    # -- when to send --------------------------------------------------------------------------
 
     def _schedule(self) -> None:
         # On the next turn of the loop, so that commits made in the same turn share a batch.
@@ -203,10 +153,21 @@ class Committer:
         self._pump()
 
     def _connection_changed(self, is_connected: bool) -> None:
+        self._tip.lose()
         if is_connected and self._wake is not None:
             self._wake.cancel()
             self._pause = 0.0
             self._woken()
+
+    def _back_off(self, error: BacalhauError) -> None:
+        if self._wake is not None or self._is_closed:
+            return
+        if not self._pause:
+            logger.warning("Store did not take a batch", extra={"error": str(error)})
+        self._trouble = f": {error}"
+        self._pause = min(max(self._pause * 2, _PAUSE_MIN), _PAUSE_MAX)
+        delay = self._pause * random.uniform(0.5, 1.0)
+        self._wake = asyncio.get_running_loop().call_later(delay, self._woken)
 
     def _pump(self) -> None:
         self._is_scheduled = False
@@ -222,195 +183,124 @@ class Committer:
         self._tasks.discard(task)
         self._schedule()
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Pending]:
         """The next batch, in order of arrival. A commit that shares an object with one before it
         is held back: together, one of the two would have the batch refused."""
-        batch: list[_Waiting] = []
-        kept: deque[_Waiting] = deque()
+        batch: list[Pending] = []
+        kept: deque[Pending] = deque()
         subjects = set(self._busy)
         fences: dict[str, int] = {}
         messages = size = 0
         while self._queue:
-            waiting = self._queue.popleft()
-            count = 2 * len(waiting.changes)
-            if waiting.done.done():  # given up by its caller
-                self._unqueue(waiting)
+            pending = self._queue.popleft()
+            if pending.done.done():  # given up by its caller
+                self._forget(pending)
                 continue
-            own = [change.subject for change in waiting.changes]
-            fence = waiting.fence
             fits = not batch or (
-                messages + count <= BATCH_MESSAGES_MAX
-                and size + waiting.size_bytes <= BATCH_BYTES_MAX
+                messages + pending.messages_count <= BATCH_MESSAGES_MAX
+                and size + pending.size_bytes <= BATCH_BYTES_MAX
             )
-            is_compatible = fence is None or fences.get(fence.name, fence.token) == fence.token
+            own = [change.subject for change in pending.changes]
             is_free = subjects.isdisjoint(own)
             subjects.update(own)  # also where it is held back: the order per object stays
-            if not (fits and is_free and is_compatible):
-                kept.append(waiting)
+            fence = pending.fence
+            is_compatible = fence is None or fences.get(fence.name, fence.token) == fence.token
+            if not fits or not is_free or not is_compatible:
+                kept.append(pending)
                 if not fits:
                     break
                 continue
             if fence is not None:
                 fences[fence.name] = fence.token
-            self._unqueue(waiting)
-            batch.append(waiting)
-            messages += count
-            size += waiting.size_bytes
+            self._forget(pending)
+            batch.append(pending)
+            messages += pending.messages_count
+            size += pending.size_bytes
         kept.extend(self._queue)
         self._queue = kept
         return batch
 
-    def _unqueue(self, waiting: _Waiting) -> None:
-        self._queued_messages -= 2 * len(waiting.changes)
-        self._queued_bytes -= waiting.size_bytes
+    # -- sending -------------------------------------------------------------------------------
 
-    async def _run(self, batch: list[_Waiting]) -> None:
-        subjects = [change.subject for waiting in batch for change in waiting.changes]
+    async def _run(self, batch: list[Pending]) -> None:
+        subjects = [change.subject for pending in batch for change in pending.changes]
         self._busy.update(subjects)
-        for waiting in batch:
-            waiting.is_under_way = True
-            waiting.tried.add(waiting.changes[0].history_subject)
-        again: list[_Waiting] = []
+        for pending in batch:
+            pending.is_under_way = True
+            pending.tried.add(pending.changes[0].history_subject)
+        again: list[Pending] = []
         try:
             again = await self._attempt(batch)
         except Exception as error:
             logger.exception("Failed to commit a batch")
-            for waiting in batch:
-                _fail(waiting, error)
+            for pending in batch:
+                pending.fail(error)
         finally:
             self._busy.difference_update(subjects)
-            for waiting in batch:
-                waiting.is_under_way = False
-            for waiting in reversed(again):
-                if not waiting.done.done():
-                    self._enqueue(waiting, is_front=True)
+            for pending in batch:
+                pending.is_under_way = False
+            for pending in reversed(again):
+                if not pending.done.done():
+                    self._enqueue(pending, is_front=True)
 
-    async def _attempt(self, batch: list[_Waiting]) -> list[_Waiting]:
+    async def _attempt(self, batch: list[Pending]) -> list[Pending]:
         """Send one batch and answer its commits; return those to be sent again."""
+        is_pair = self._may_pair(batch)
         try:
-            first = await self._sender.send([m for w in batch for m in w.messages()])
+            if is_pair:
+                first = await self._sender.pair(*batch[0].pair())
+            else:
+                first = await self._sender.batch([m for p in batch for m in p.messages()])
         except RefusedError as refusal:
+            if is_pair:  # as a batch it will be told what is wrong, or nothing is
+                batch[0].was_refused = True
+                return batch
             return await self._settle(batch, refusal)
         except OutcomeUnknownError as error:
-            for waiting in batch:
-                waiting.may_have_happened = True
+            for pending in batch:
+                pending.may_have_happened = True
             self._back_off(error)
             return batch
         except UnavailableError as error:
             self._back_off(error)
             return batch
         except BacalhauError as error:  # only an operator can mend it
-            for waiting in batch:
-                _fail(waiting, UnavailableError(f"{error}"))
+            for pending in batch:
+                pending.fail(UnavailableError(f"{error}"))
             return []
         self._pause, self._trouble = 0.0, ""
-        for waiting in batch:
-            _succeed(waiting, first)
-            first += 2 * len(waiting.changes)
+        for pending in batch:
+            pending.succeed(first)
+            first += pending.messages_count
+            if pending.fence is not None:
+                self._tip.fences[pending.fence.name] = pending.fence.token
         return []
 
-    def _back_off(self, error: BacalhauError) -> None:
-        if self._wake is not None or self._is_closed:
-            return
-        if not self._pause:
-            logger.warning("Store did not take a batch", extra={"error": str(error)})
-        self._trouble = f": {error}"
-        self._pause = min(max(self._pause * 2, _PAUSE_MIN), _PAUSE_MAX)
-        delay = self._pause * random.uniform(0.5, 1.0)
-        self._wake = asyncio.get_running_loop().call_later(delay, self._woken)
+    def _may_pair(self, batch: list[Pending]) -> bool:
+        """Whether a batch may go out as a pair: a lone change, alone on its way, under a fence
+        that is known to hold at the tip. (Two are never refused for each other's sake.)"""
+        if not self._use_pairs or self._tip.sequence is None or len(self._tasks) > 1:
+            return False
+        if len(batch) > 1 or len(batch[0].changes) > 1:
+            return False
+        (pending,) = batch
+        fence = pending.fence
+        return (
+            not pending.was_refused
+            and not pending.may_have_happened
+            and not pending.changes[0].is_removal
+            and (fence is None or self._tip.fences.get(fence.name) == fence.token)
+        )
 
-    # -- after a refusal -----------------------------------------------------------------------
-
-    async def _settle(self, batch: list[_Waiting], refusal: RefusedError) -> list[_Waiting]:
+    async def _settle(self, batch: list[Pending], refusal: RefusedError) -> list[Pending]:
         try:
-            changed = await self._find_changed(batch, refusal.found)
-            culprits = {w: s for w in batch for s, _ in w.guards() if s in changed}
-            if not culprits:  # it has changed again, or the cluster was not done with the last
-                self._back_off(refusal)
-            again = []
-            for waiting in batch:
-                if waiting not in culprits or not await self._refuse(waiting, changed):
-                    again.append(waiting)
-            return again
+            again, is_explained = await self._settler.settle(batch, refusal.found)
         except UnavailableError as error:
             self._back_off(error)
             return batch
-
-    async def _find_changed(
-        self, batch: list[_Waiting], found: int | None
-    ) -> dict[str, Stored | None]:
-        """The guarded subjects whose newest message is not the expected one, with that message."""
-        guards = {subject: expect for w in batch for subject, expect in w.guards()}
-        if found:
-            # The server says what it found, not where. Most often the message is still there.
-            message = await self._stream.at(found)
-            if message is not None and guards.get(message.subject, found) != found:
-                return {message.subject: message}
-        suspects = [s for s, expect in guards.items() if found != 0 or expect != 0]
-        slots = asyncio.Semaphore(_READS_AT_ONCE)
-
-        async def read(subject: str) -> Stored | None:
-            async with slots:
-                return await self._stream.last(subject)
-
-        newest = await asyncio.gather(*map(read, suspects))
-        return {
-            subject: message
-            for subject, message in zip(suspects, newest, strict=True)
-            if (message.sequence if message else 0) != guards[subject]
-        }
-
-    async def _refuse(self, waiting: _Waiting, changed: Mapping[str, Stored | None]) -> bool:
-        """Answer a commit whose expectation did not hold; False if it is to be sent again."""
-        if waiting.may_have_happened and await self._find_own(waiting):
-            return True
-        if waiting.fence is not None and fence_subject(waiting.fence.name) in changed:
-            _fail(waiting, fenced(waiting.fence))
-            return True
-        is_refused = False
-        for change in waiting.changes:
-            if change.subject not in changed:
-                continue
-            message = changed[change.subject]
-            is_absent = message is None or is_tombstone(message.headers)
-            if change.expect == 0 and is_absent:  # created over a tombstone
-                change.expect_sent = message.sequence if message else 0
-                continue
-            found = message.sequence if message and not is_absent else 0
-            _fail(waiting, conflict(change.ref, change.expect, found))
-            is_refused = True
-        return is_refused
-
-    async def _find_own(self, waiting: _Waiting) -> bool:
-        """Whether an earlier attempt went through, its answer lost: its history entry tells."""
-        for subject in waiting.tried:
-            entry = await self._stream.last(subject)
-            if entry is not None and entry.headers.get(COMMIT) == waiting.id:
-                _succeed(waiting, entry.sequence - 1)
-                return True
-        return False
-
-
-def fenced(fence: Fence) -> FencedError:
-    """The error for a fence that is outdated."""
-    return FencedError(f"the lease {fence.name!r} was taken by another since token {fence.token}")
-
-
-def conflict(ref: Ref, expect: int, found: int) -> ConflictError:
-    """The error for an object that is not at the revision expected; 0 stands for absent."""
-    return ConflictError(
-        f"{ref} was expected at revision {expect} and is at {found}", hint="read it again"
-    )
-
-
-def _succeed(waiting: _Waiting, first: int) -> None:
-    if not waiting.done.done():
-        waiting.done.set_result(first)
-
-
-def _fail(waiting: _Waiting, error: BaseException) -> None:
-    if not waiting.done.done():
-        waiting.done.set_exception(error)
+        if not is_explained:  # it has changed again, or the cluster was not done with the last
+            self._back_off(refusal)
+        return again
 
 
 assert BATCH_MESSAGES_MAX <= MESSAGES_MAX

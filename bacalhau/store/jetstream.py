@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final, Self
 
 from bacalhau.nats.transport import Transport
+from bacalhau.store.batch import Tip
 from bacalhau.store.codec import (
     ALL_OBJECTS,
     OPERATION,
@@ -25,10 +26,12 @@ from bacalhau.store.codec import (
     object_subject,
     parse_ref,
 )
-from bacalhau.store.committer import Change, Committer, conflict, fenced
+from bacalhau.store.committer import Committer
 from bacalhau.store.feed import Delivery
 from bacalhau.store.follow import Follow, Item
+from bacalhau.store.history import without_unhappened
 from bacalhau.store.lease import Leases
+from bacalhau.store.pending import Change, conflict, fenced, revision_of
 from bacalhau.store.stream import STREAM, Stream, StreamInfo
 from bacalhau_api.errors import UnavailableError
 from bacalhau_api.meta import Ref, Resource
@@ -84,13 +87,19 @@ class JetStreamStore:
         self._replicas = replicas
         self._history_ttl = f"{max(history_seconds, 1)}s"
         self._tombstone_seconds = max(tombstone_seconds, 1)
+        tip = Tip()
         # In a cluster a second batch is refused while the first, under the same fence, is not yet
-        # applied everywhere.
-        batches_max = batches_max or (2 if replicas == 1 else 1)
+        # applied everywhere. And batches are staged in memory there, so pairs gain nothing.
+        is_single = replicas == 1
         self._committer = Committer(
-            self._stream, ids, batches_max=batches_max, deadline=commit_seconds
+            self._stream,
+            ids,
+            tip,
+            batches_max=batches_max or (2 if is_single else 1),
+            use_pairs=is_single,
+            deadline=commit_seconds,
         )
-        self._leases = Leases(self._stream, clock, ids)
+        self._leases = Leases(self._stream, clock, ids, tip)
 
     async def open(self) -> StreamInfo:
         """Create or adapt the stream. Raises UnavailableError, InvalidError."""
@@ -135,7 +144,7 @@ class JetStreamStore:
         check_total_size(sum(len(change.data) for change in changes))
         first = await self._committer.commit(changes, why.fence)
         return tuple(
-            write.resource.with_meta(resource_version=first + 2 * i)
+            write.resource.with_meta(resource_version=revision_of(first, i))
             if isinstance(write, Put)
             else None
             for i, write in enumerate(writes)
@@ -153,7 +162,8 @@ class JetStreamStore:
         """See Store.history."""
         entries: dict[str, Delivery] = {}
         await self._read(history_filter(ref, uid), entries)
-        newest = list(entries.values())[max(len(entries) - limit, 0) :]
+        found = await without_unhappened(self._stream, list(entries.values()))
+        newest = found[max(len(found) - limit, 0) :]
         return tuple(decode_history(e.subject, e.sequence, e.headers, e.data) for e in newest)
 
     async def acquire_lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
@@ -212,6 +222,7 @@ class JetStreamStore:
                 **operation,
                 TTL: self._history_ttl,
             },
+            is_removal=isinstance(write, Delete),
         )
 
     async def _uids_of(self, deletes: Sequence[Delete]) -> dict[Ref, str]:

@@ -8,7 +8,7 @@ only, in the same batch, right before it; the token is its sequence. Fenced comm
 import math
 from typing import Final
 
-from bacalhau.store.batch import BatchSender, RefusedError
+from bacalhau.store.batch import RefusedError, Sender, Tip
 from bacalhau.store.codec import (
     EXPECT,
     OPERATION,
@@ -32,11 +32,12 @@ _ONE_SECOND = "1s"
 class Leases:
     """See Store."""
 
-    def __init__(self, stream: Stream, clock: Clock, ids: Ids) -> None:
+    def __init__(self, stream: Stream, clock: Clock, ids: Ids, tip: Tip) -> None:
         self._stream = stream
         self._clock = clock
         self._ids = ids
-        self._sender = BatchSender(stream.transport, ids)
+        self._tip = tip
+        self._sender = Sender(stream.transport, ids, tip)
 
     async def acquire(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store.acquire_lease."""
@@ -53,7 +54,7 @@ class Leases:
                 return None
             sent = self._clock.monotonic()
             try:
-                token = await self._sender.send(
+                token = await self._sender.batch(
                     [
                         Out(fence_subject(name), holder.encode(), {}),
                         Out(
@@ -72,6 +73,7 @@ class Leases:
             except (OutcomeUnknownError, UnavailableError):
                 await self._clock.sleep(_RETRY_SECONDS)
             else:
+                self._tip.fences[name] = token
                 return Lease(name, holder, token, lease_deadline(sent, ttl_seconds))
             if self._clock.monotonic() > give_up:
                 raise UnavailableError(f"the store did not decide about the lease {name!r} in time")
@@ -92,7 +94,7 @@ class Leases:
             }
             message = Out(lease_subject(lease.name), lease.holder.encode(), headers)
             try:
-                await self._sender.send([message])
+                await self._sender.batch([message])
             except RefusedError:
                 pass
             except (OutcomeUnknownError, UnavailableError):
@@ -110,7 +112,7 @@ class Leases:
             return
         headers = {EXPECT: str(held.sequence), TTL: _ONE_SECOND, OPERATION: "DEL"}
         try:
-            await self._sender.send([Out(lease_subject(lease.name), b"", headers)])
+            await self._sender.batch([Out(lease_subject(lease.name), b"", headers)])
         except RefusedError:
             return  # renewed or taken meanwhile, by whoever owns it now
 

@@ -168,6 +168,8 @@ def stream_config(name: str, replicas: int, consumers_max: int) -> dict[str, obj
         "discard": "new",
         "max_msgs_per_subject": 1,
         "max_consumers": consumers_max,
+        # Message ids tell only whether the last message is ours; none is sent twice.
+        "duplicate_window": 1_000_000_000,
         "num_replicas": replicas,
         "deny_delete": True,
         "allow_direct": True,

@@ -113,15 +113,17 @@ def final_verdict(
 def _removed(case: Case, now: datetime, reason: str, message: str) -> Verdict:
     """The operator's word. Under a strict limit even that does not make work on a machine end
     sooner than its own clock does."""
+    if case.contact is Contact.LOST:
+        return _still_lost(case, now)
     seconds = case.limit.seconds
-    if not case.limit.is_strict or seconds is None or case.contact is Contact.LOST:
+    if not case.limit.is_strict or seconds is None:
         return _verdict(case, now, Contact.LOST, reason, message)
     return _out_of_contact(case, now, seconds, reason, message, "LocalStop")
 
 
 def _silent(case: Case, now: datetime) -> Verdict:
     if case.contact is Contact.LOST:
-        return _verdict(case, now, Contact.LOST, _reason(case), _message(case))
+        return _still_lost(case, now)
     message = f"node {case.node_name} is not heard from"
     return _out_of_contact(case, now, case.limit.seconds, "NodeSilent", message, "Contact")
 
@@ -172,7 +174,9 @@ def _forgotten(case: Case, node: Node, now: datetime) -> Verdict:
     status = node.status
     since = status.connected_since or status.contact_since or now
     until = since + timedelta(seconds=NEW_LEDGER_GRACE_SECONDS)
-    if now >= until or case.contact is Contact.LOST:
+    if case.contact is Contact.LOST:
+        return _still_lost(case, now)
+    if now >= until:
         return _verdict(case, now, Contact.LOST, "LedgerReplaced", message)
     waiting = Waiting(
         what="Recovery", message=message, since=since, until=until, mover=f"node {case.node_name}"
@@ -184,7 +188,7 @@ def _forgotten(case: Case, node: Node, now: datetime) -> Verdict:
 def _heard(case: Case, node: Node, now: datetime) -> Verdict:
     """The node is there. What is left to ask is whether it does its part in time."""
     if _is_given_up(case, node):
-        return _verdict(case, now, Contact.LOST, _reason(case), _message(case))
+        return _still_lost(case, now)
     if case.told is not None:
         return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=case.told)
     want = case.want
@@ -222,6 +226,13 @@ def _overdue(case: Case, waiting: Waiting, now: datetime) -> Verdict:
         waiting=waiting.but(until=until),
         again=(until - now).total_seconds(),
     )
+
+
+def _still_lost(case: Case, now: datetime) -> Verdict:
+    """Whatever made it so: the first reason stays."""
+    condition = _condition(case)
+    reason, message = (condition.reason, condition.message) if condition else ("", "")
+    return _verdict(case, now, Contact.LOST, reason, message)
 
 
 def _is_given_up(case: Case, node: Node) -> bool:
@@ -282,8 +293,3 @@ def _condition(case: Case) -> Condition | None:
 def _reason(case: Case) -> str:
     condition = _condition(case)
     return condition.reason if condition else ""
-
-
-def _message(case: Case) -> str:
-    condition = _condition(case)
-    return condition.message if condition else ""

@@ -23,6 +23,10 @@ from bacalhau_controllers.contract import Clock
 # slows sweeps down and never stops them.
 _SWEEP_TURN: Final = 8
 
+DELAY_SECONDS_MIN: Final = 0.001
+"""The shortest delay. What rounding leaves of a deadline can be too little to be added to the time;
+a key that asked for it would come back at once, again and again."""
+
 
 class Priority(IntEnum):
     """What goes first. Sweeps come behind changes, so that a sweep over many keys delays none."""
@@ -142,12 +146,10 @@ class WorkQueue:
     def add_after(self, ref: Ref, seconds: float) -> bool:
         """Have a key processed after a while; of several such wishes the earliest counts. False if
         it was refused."""
-        if seconds <= 0:
-            return self.add(ref)
         if self._is_closed:
             return False
         self.stats.adds += 1
-        due = self._clock.monotonic() + seconds
+        due = self._clock.monotonic() + max(seconds, DELAY_SECONDS_MIN)
         held = self._due.get(ref)
         if self._line_of(ref) is not None or (held is not None and held[0] <= due):
             self.stats.coalesced += 1

@@ -128,13 +128,14 @@ class FolderNodes:
 class RunningServer:
     """A server in a thread. `call` runs a coroutine in its event loop."""
 
-    def __init__(self, nodes: FolderNodes, access: Access | None = None) -> None:
+    def __init__(self, nodes: FolderNodes, access: Access | None = None, port: int = 0) -> None:
         self.nodes = nodes
         self.url = ""
         self.state: State
         self.app: ApiApp
         self.server: ApiServer
         self._access = access
+        self._port = port
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -146,6 +147,8 @@ class RunningServer:
 
     def stop(self) -> None:
         """Return once it has ended."""
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(setattr, self.server, "should_exit", True)
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not end"
@@ -173,7 +176,7 @@ class RunningServer:
         self.app = create_app(services, self._access)
         informer = asyncio.create_task(Informer(store, cache, clock).run())
         await cache.wait_synced()
-        self.server = ApiServer(self.app, "127.0.0.1", 0)
+        self.server = ApiServer(self.app, "127.0.0.1", self._port)
         self.url = f"http://127.0.0.1:{self.server.bind()}"
         serving = asyncio.create_task(self.server.run_until_told())
         # Bound already: connections wait in the socket's queue until they are served.
@@ -218,9 +221,11 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(root: Path, access: Access | None = None) -> Iterator[RunningServer]:
+def running_server(
+    root: Path, access: Access | None = None, *, port: int = 0
+) -> Iterator[RunningServer]:
     """A server for as long as the context is open."""
-    server = RunningServer(FolderNodes(root), access)
+    server = RunningServer(FolderNodes(root), access, port)
     server.start()
     try:
         yield server

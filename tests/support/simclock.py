@@ -17,6 +17,7 @@ or from inside with `simulate(main)`, where awaiting a sleep lets time pass.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,9 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 STEPS_MAX = 1_000_000
 """Passes of the loop at one instant, after which it is taken to spin for ever."""
+
+TICK_SECONDS = 1e-6
+"""The shortest sleep."""
 
 _STOP_ON_IDLE = -1.0
 
@@ -89,6 +93,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     # Of BaseEventLoop, which runs the callbacks; stable since Python 3.4.
     _scheduled: list[asyncio.TimerHandle]
+    _ready: deque[asyncio.Handle]
     _clock_resolution: float
 
     def __init__(self, *, steps_max: int = STEPS_MAX) -> None:
@@ -267,7 +272,11 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _describe(self, problem: str) -> str:
         """The problem, the time, and where each task stands."""
-        lines = [f"{problem} (simulated time {self._sim_time:.6f} s); tasks:"]
+        lines = [f"{problem} (simulated time {self._sim_time:.6f} s)"]
+        for handle in list(self._ready)[:5]:
+            owner = getattr(getattr(handle, "_callback", None), "__self__", None)
+            lines.append(f"  ready: {owner.get_name() if isinstance(owner, SimTask) else handle}")
+        lines.append("tasks:")
         for task in sorted(asyncio.all_tasks(self), key=hash):
             frames = task.get_stack()
             where = "not started"
@@ -307,8 +316,9 @@ class SimClock:
         return self._monotonic_start + self._loop.time() * self._rate
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds by this clock."""
-        await asyncio.sleep(max(0.0, seconds) / self._rate)
+        """Return after so many seconds by this clock, if any then at least one tick: whoever
+        sleeps for what rounding left over must see time pass, as on a real machine."""
+        await asyncio.sleep(max(seconds, TICK_SECONDS) / self._rate if seconds > 0 else 0)
 
     def set_forward(self, seconds: float) -> None:
         """Step the wall clock, as an administrator or NTP does; negative steps it back."""

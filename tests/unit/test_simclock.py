@@ -163,6 +163,20 @@ def test_a_fast_clock_sleeps_less() -> None:
         assert fast.now() == EPOCH + timedelta(seconds=10)
 
 
+def test_sleeping_for_what_is_left_ends() -> None:
+    """Deadlines are sums of floats: what is left of one may be too little to add to the time."""
+
+    async def main(clock: SimClock) -> int:
+        due, looks = clock.monotonic() + 0.1 + 0.2, 0
+        await clock.sleep(0.1)
+        while (left := due - clock.monotonic()) > 0:
+            looks += 1
+            await clock.sleep(min(left, 0.0049))
+        return looks
+
+    assert 40 < simulate(main) < 45
+
+
 def test_threads_are_run_in_place() -> None:
     absent: dict[str, int] = {}
 

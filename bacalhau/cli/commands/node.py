@@ -76,8 +76,8 @@ def token(
     from bacalhau.cli.exits import note
 
     name = f" --name {node}" if node else ""
+    note(f"good once, for {made.ttl_seconds} s; on the machine that is to join:")
     note(
-        f"good once, for {made.ttl_seconds} s; on the machine that is to join:\n"
         f"  bacalhau serve --role compute --orchestrator {session.address} --token TOKEN{name}"
     )
 

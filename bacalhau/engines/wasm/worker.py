@@ -137,7 +137,7 @@ class _Run:
         store = wasmtime.Store(self._engine)
         store.set_limits(memory_size=self._job["memory_bytes_max"], table_elements=10_000_000)
         config = wasmtime.WasiConfig()
-        config.argv = self._job["argv"]
+        config.argv = [self._job["name"], *self._job["argv"]]
         config.env = self._job["env"].items()
         config.inherit_stdout()
         config.inherit_stderr()

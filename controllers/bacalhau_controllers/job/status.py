@@ -5,6 +5,7 @@ waited for, when a generation was admitted, and that it is over."""
 from datetime import datetime, timedelta
 from typing import Final
 
+from bacalhau_api.admission import EXECUTIONS_FINALIZER
 from bacalhau_api.meta import Condition, Waiting
 from bacalhau_api.v1.execution import PublicationPhase
 from bacalhau_api.v1.job import Job, JobPhase, JobStatus, SlotCounts, Verdict
@@ -14,7 +15,7 @@ from bacalhau_controllers.job.placing import CAPACITY
 from bacalhau_controllers.job.tally import Tally
 from bacalhau_controllers.placement import delivery
 
-FINALIZER: Final = "bacalhau.org/executions"
+FINALIZER: Final = EXECUTIONS_FINALIZER
 ADMITTED: Final = "Admitted"
 DELIVERED: Final = "Delivered"
 

@@ -8,6 +8,7 @@ the executions themselves.
 from typing import Final, NamedTuple
 
 from bacalhau_api import quantity
+from bacalhau_api.admission import DEFAULT_RESOURCES
 from bacalhau_api.v1.job import Resources
 from bacalhau_api.v1.node import Node
 from bacalhau_controllers.placement.rules import Finding
@@ -15,8 +16,8 @@ from bacalhau_controllers.placement.rules import Finding
 UNLIMITED: Final = 1 << 60
 """Stands for a capacity that a node did not declare."""
 
-DEFAULTS: Final = Resources(cpu_millis=100, memory_bytes=128 * 1024 * 1024)
-"""What is set aside for an execution that asks for nothing."""
+DEFAULTS: Final = DEFAULT_RESOURCES
+"""What is set aside for an execution that asks for nothing (one that was not admitted)."""
 
 
 class Amounts(NamedTuple):

@@ -12,6 +12,8 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 
+from pydantic import Field
+
 from bacalhau_api.base import Model
 from bacalhau_api.errors import BacalhauError
 from bacalhau_api.v1.execution import Execution
@@ -72,8 +74,8 @@ class Snapshot(Model):
     session_message: str = ""
     ledger_error: str = ""
     facts_waiting: int = 0
-    stages: dict[str, int] = {}
-    publications: dict[str, int] = {}
+    stages: dict[str, int] = Field(default_factory=dict)
+    publications: dict[str, int] = Field(default_factory=dict)
     allocated: Resources = Resources()
     capacity: Resources = Resources()
     waiting_for_capacity: int = 0
@@ -108,11 +110,12 @@ class Agent:
         self._workers: dict[str, Worker] = {}
         self._publication_workers: dict[str, PublicationWorker] = {}
         self._uids_by_name: dict[tuple[str, str], list[str]] = {}
+        self._blocked: dict[str, list[Event]] = {}
         self._ask_again: set[str] = set()
         self._intake = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
         self._contact_heard = asyncio.Event()
-        self._is_recovered = False
+        self._recovered = asyncio.Event()
         writer = GroupCommit(ledger, Book.empty())
         self.site = Site(
             node=node,
@@ -191,7 +194,7 @@ class Agent:
             if not progress.report.phase.is_final or not progress.is_assigned:
                 self.post_publication(uid, Woken())
         await self._upkeep.sweep()
-        self._is_recovered = True
+        self._recovered.set()
         logger.info(
             "Recovered", extra={"incarnation": book.meta.incarnation, "executions": len(alive)}
         )
@@ -245,12 +248,21 @@ class Agent:
                 return state.stage.is_over
         return None
 
+    def keeps_outputs(self, namespace: str, name: str) -> bool:
+        """Whether what the execution writes, or wrote, is on this node."""
+        for uid in self.uids_named(namespace, name):
+            state = self.state_of(uid)
+            if state is not None:
+                return state.has_outputs and state.stage is not Stage.CLEANING
+        return False
+
     def post(self, uid: str, event: Event | None) -> None:
         """Tell an execution's worker what happened; None: to look at its spec."""
         worker = self._workers.get(uid) or self._employ(uid)
         if worker is None:
-            return
-        if event is None:
+            if uid in self._blocked and event is not None and event not in self._blocked[uid]:
+                self._blocked[uid].append(event)
+        elif event is None:
             worker.nudge()
         else:
             worker.post(event)
@@ -276,6 +288,7 @@ class Agent:
         execution = self.site.book.executions[uid]
         first = self._uids_by_name[(execution.metadata.namespace, execution.name)][0]
         if first != uid:
+            self._blocked.setdefault(uid, [])
             return None  # its namesake's directory must be gone first; see `_retired`
         worker = Worker(self.site, uid, self._retired)
         self._workers[uid] = worker
@@ -314,7 +327,8 @@ class Agent:
         if worker.uid in uids:
             uids.remove(worker.uid)
         if uids:
-            self.post(uids[0], AgentStarted())
+            for event in (AgentStarted(), *self._blocked.pop(uids[0], ())):
+                self.post(uids[0], event)
         else:
             self._uids_by_name.pop(key, None)
         if worker.uid in self._ask_again:
@@ -409,10 +423,9 @@ class Agent:
 
     # -- for people ------------------------------------------------------------------------------
 
-    @property
-    def is_recovered(self) -> bool:
-        """True once everything that an earlier life of the agent left was taken up."""
-        return self._is_recovered
+    async def recovered(self) -> None:
+        """Return once everything that an earlier life of the agent left was taken up."""
+        await self._recovered.wait()
 
     @property
     def is_welcome(self) -> bool:

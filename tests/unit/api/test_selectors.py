@@ -1,5 +1,6 @@
 """Selectors: the Kubernetes syntax, its semantics, and linear time on hostile text."""
 
+import contextlib
 import time
 
 import pytest
@@ -142,12 +143,12 @@ def test_what_is_described_is_parsed_back(constraints: list[Constraint]) -> None
 
 @given(st.text(st.sampled_from('ab =!<>(),"\\in\x00\ud800é'), max_size=40))
 def test_any_text_is_a_selector_or_invalid(text: str) -> None:
-    try:
-        for constraint in parse_selector(text):
-            assert check_constraint(constraint) == ""
-            assert constraint.operator in OPERATORS
-    except InvalidError as error:
-        assert error.problems
+    parsed: tuple[Constraint, ...] = ()
+    with contextlib.suppress(InvalidError):
+        parsed = parse_selector(text)
+    for constraint in parsed:
+        assert check_constraint(constraint) == ""
+        assert constraint.operator in OPERATORS
 
 
 def test_operators_are_known_by_other_names_too() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bacalhau_api.errors import InvalidError, Problem
-from bacalhau_api.jobfile import parse_manifests
+from bacalhau_api.jobfile import Document, parse_manifests
 from bacalhau_api.tree import Fields, Items, Node, Scalar
 from bacalhau_api.yamlsafe import (
     ALIASED_VALUES_MAX,
@@ -46,14 +46,14 @@ def refusal(text: str | bytes) -> Problem:
     [
         ("on", "on"), ("off", "off"), ("yes", "yes"), ("No", "No"), ("y", "y"),  # no booleans
         ("true", True), ("FALSE", False), ("null", None), ("~", None), ("", None),
-        ("010", "010"), ("0o10", 8), ("0x1F", 31), ("1_000", "1_000"), ("12:30", "12:30"),
+        ("010", "010"), ("0o10", "0o10"), ("0x1F", 31), ("1_000", "1_000"), ("12:30", "12:30"),
         ("2024-01-31", "2024-01-31"), ("-7", -7), ("0", 0), ("-0", 0), ("1.10", 1.1), (".5", 0.5),
-        ("1e3", 1000.0), ("1.", 1.0), ("+1", 1), ("1.2.3", "1.2.3"), (".", "."), ("-", "-"),
+        ("1e3", "1e3"), ("1.5e3", "1.5e3"), ("1.5e+3", 1500.0), ("-.5", "-.5"), ("-1.5", -1.5), ("1.", 1.0), ("+1", 1), ("1.2.3", "1.2.3"), (".", "."), ("-", "-"),
         ("0b1", "0b1"), ("=", "="), ("1e", "1e"), ("0o8", "0o8"), ("00", "00"),
         ("9223372036854775807", 2**63 - 1),
     ],
 )  # fmt: skip
-def test_plain_words_follow_the_core_rules(written: str, value: object) -> None:
+def test_words_are_numbers_only_where_all_yaml_agrees(written: str, value: object) -> None:
     scalar = resolve_plain(written)
     assert (scalar.value, type(scalar.value), scalar.text) == (value, type(value), written)
     assert not scalar.bad
@@ -61,7 +61,7 @@ def test_plain_words_follow_the_core_rules(written: str, value: object) -> None:
 
 @pytest.mark.parametrize(
     "written", ["9223372036854775808", "-9223372036854775809", "9" * 9999, "0x" + "f" * 17, ".nan",
-                ".inf", "-.INF", "1e999"],
+                ".inf", "-.INF", "1.0e+999"],
 )  # fmt: skip
 def test_numbers_that_do_not_fit_are_marked(written: str) -> None:
     scalar = resolve_plain(written)
@@ -142,10 +142,10 @@ def test_a_byte_order_mark_and_crlf_are_fine() -> None:
         ('{"\\ud800": 1}', "surrogate", ""),
         ('{"a": 1, "a": 2}', "given twice", ""),
         ("a: 1\nb: 2\na: 3", "given twice, first on line 1", "3"),
-        ("a: [", "is not valid YAML", "1"),
+        ("a: [", "is not valid YAML", "2"),
         ("a: b: c", "is not valid YAML", "1"),
         ("\ta: 1", "is not valid YAML", "1"),
-        ("{", "is not valid YAML", "1"),
+        ("{", "is not valid YAML", "2"),
         ("? [a]\n: b", "a key must be plain text", "1"),
         ("{[a, b]: c}", "a key must be plain text", "1"),
         ("a: !!python/object/apply:os.system [echo]", "!!python/object/apply:os.system", "1"),
@@ -283,13 +283,20 @@ _jobs = st.recursive(
 )
 
 
-def survives(text: str | bytes) -> None:
+def outcome(text: str | bytes) -> tuple[Document, ...] | InvalidError:
     try:
-        for document in parse_manifests(text, source="fuzz"):
-            assert document.resource.encode()
+        return parse_manifests(text, source="fuzz")
     except InvalidError as error:
-        assert error.problems
-        assert str(error).encode()  # printable: no half surrogates
+        return error
+
+
+def survives(text: str | bytes) -> None:
+    got = outcome(text)
+    if isinstance(got, InvalidError):
+        assert got.problems
+        assert str(got).encode()  # printable: no half surrogates
+    else:
+        assert all(document.resource.encode() for document in got)
 
 
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200)))

@@ -139,6 +139,18 @@ def test_a_delay_that_ends_while_the_key_is_processed_runs_it_again() -> None:
     with_queue(body)
 
 
+def test_a_delay_too_short_to_be_added_to_the_time_does_not_spin() -> None:
+    async def body(queue: WorkQueue, clock: SimClock) -> None:
+        for seconds in (1e-15, 0.0, -5.0):
+            before = clock.monotonic()
+            queue.add_after(A, seconds)
+            assert queue.depth == 0
+            await take(queue)
+            assert clock.monotonic() > before
+
+    with_queue(body)
+
+
 def test_timers_that_are_overtaken_do_not_pile_up() -> None:
     async def body(queue: WorkQueue, clock: SimClock) -> None:
         for _ in range(10_000):

@@ -1,0 +1,156 @@
+"""`download`: results to a directory."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from bacalhau.cli import exits
+from bacalhau.cli.options import Namespace, check_choice, session_of
+from bacalhau.cli.text import clean, size
+
+if TYPE_CHECKING:
+    from bacalhau.client.download import Progress
+    from bacalhau.client.sync import Client
+    from bacalhau.replies import ResultItem
+
+LAYOUTS = ("auto", "merged", "partitions")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def download(
+        context: typer.Context,
+        name: Annotated[str, typer.Argument(metavar="JOB | execution/NAME")],
+        output: Annotated[
+            Path | None,
+            typer.Option(
+                "--output", "--output-dir", "-o", help="The directory. Default: ./job-JOB"
+            ),
+        ] = None,
+        layout: Annotated[
+            str, typer.Option(help="auto, merged or partitions: what to do with several slots.")
+        ] = "auto",
+        generation: Annotated[
+            int | None, typer.Option(min=1, help="Default: the present one.")
+        ] = None,
+        partial: Annotated[
+            bool, typer.Option("--partial", help="What there is, though the job goes on.")
+        ] = False,
+        namespace: Namespace = "default",
+    ) -> int:
+        """Download the accepted results of a job, or the outputs of one execution.
+
+        Interrupted, the same command goes on where it was. Contents are checked against the
+        digest that the node recorded.
+        """
+        from bacalhau.client.download import download as fetch
+        from bacalhau.client.layout import Layout
+
+        check_choice(layout, LAYOUTS, "--layout")
+        with session_of(context).client() as client:
+            label, items, notes = _items(client, name, namespace, generation, partial=partial)
+            into = output or Path(_default_name(label, namespace))
+            meter = _Meter()
+            try:
+                done = fetch(
+                    client,
+                    items,
+                    namespace,
+                    into,
+                    layout=cast(Layout, layout),
+                    on_progress=meter.show,
+                )
+            except KeyboardInterrupt:
+                meter.close()
+                exits.note("interrupted; the same command goes on where this one was")
+                return exits.INTERRUPTED
+            finally:
+                meter.close()
+        for note in (*notes, *done.notes):
+            exits.note(note)
+        print(f"{clean(done.path)}: {done.files} files, {size(done.size_bytes)}")
+        return exits.OK
+
+
+def _items(
+    client: "Client", word: str, namespace: str, generation: int | None, *, partial: bool
+) -> "tuple[str, list[ResultItem], list[str]]":
+    """What to download: a label, the results, and notes for the user."""
+    from bacalhau.cli.targets import job_name, parse_named
+    from bacalhau.client.download import result_of
+    from bacalhau.kinds import EXECUTION
+    from bacalhau_api.errors import NotFoundError, TerminalError
+    from bacalhau_api.v1.execution import Execution
+    from bacalhau_api.v1.job import Job
+
+    if "/" in word and (target := parse_named([word])[0]).kind == EXECUTION:
+        execution = client.get(Execution, target.name, namespace)
+        return target.name, [result_of(execution)], []
+    name = job_name(word)
+    job = client.get(Job, name, namespace)
+    results = client.results(name, namespace, generation=generation)
+    is_settled = job.status.observed_generation >= job.metadata.generation
+    is_over = job.status.phase.is_final and is_settled
+    is_open = not is_over and results.generation == job.metadata.generation
+    count = len(results.items)
+    if not count:
+        raise NotFoundError(
+            f"job {name} has no accepted results{' yet' if is_open else ''}",
+            hint=f"bacalhau wait {name}"
+            if is_open
+            else f"see what its attempts left: bacalhau get executions --field-selector job={name};"
+            " bacalhau download execution/NAME",
+        )
+    notes = []
+    if results.slots > count:
+        text = f"{count} of {results.slots} slots have a result"
+        if is_open and not partial:
+            hint = f"wait for the rest (bacalhau wait {name}), or take these: --partial"
+            raise TerminalError(f"job {name} is not over: {text}", hint=hint)
+        notes.append(text)
+    return name, list(results.items), notes
+
+
+def _default_name(label: str, namespace: str) -> str:
+    return f"job-{label}" if namespace == "default" else f"job-{namespace}-{label}"
+
+
+class _Meter:
+    """A bar on a terminal; elsewhere nothing, since the outcome says it all."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._bar = Progress(
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("download", total=None)
+            self._bar.start()
+
+    def show(self, progress: "Progress") -> None:
+        """How far it is."""
+        if self._bar is not None:
+            self._bar.update(self._task, total=progress.total_bytes, completed=progress.done_bytes)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,395 @@
+"""The node's ledger in SQLite: one file, one writer, every commit flushed to the disk.
+
+Each row carries a checksum, so that a flipped bit is noticed and not believed. A file that cannot
+be trusted is set aside under another name and a new ledger is begun, with a new incarnation: the
+orchestrator then learns that this node no longer knows what it had begun.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from bacalhau_api.base import Model
+from bacalhau_api.v1.execution import Execution, ExecutionStatus, Publication, PublicationStatus
+from bacalhau_api.wire import Fact
+from bacalhau_controllers.contract import Clock, Ids
+from bacalhau_controllers.runner.ledger import (
+    AckFacts,
+    Book,
+    DropFact,
+    Entry,
+    Forget,
+    LedgerBrokenError,
+    LedgerFullError,
+    LedgerHeldError,
+    Meta,
+    PublicationState,
+    PutContact,
+    PutExecution,
+    PutFact,
+    PutPublication,
+    PutPublicationState,
+    PutState,
+)
+from bacalhau_controllers.runner.state import RunnerState
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+APPLICATION_ID: Final = 0x42634C67
+"""Marks the file as a ledger of this project (`BcLg`)."""
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied TEXT NOT NULL);
+    CREATE TABLE meta (one INTEGER PRIMARY KEY CHECK (one = 1), body TEXT NOT NULL,
+                       sum INTEGER NOT NULL);
+    CREATE TABLE objects (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, uid TEXT NOT NULL,
+                          body TEXT NOT NULL, sum INTEGER NOT NULL, UNIQUE (kind, uid));
+    CREATE TABLE outbox (seq INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
+                         sum INTEGER NOT NULL);
+    """,
+)
+"""Statement lists, one per schema version. Only ever appended to."""
+
+EXECUTION, STATE = "execution", "state"
+PUBLICATION, PROGRESS = "publication", "progress"
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_NO_ROOM = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "the disk is mounted read-only",
+    sqlite3.SQLITE_BUSY: "another program holds the ledger locked",
+    sqlite3.SQLITE_LOCKED: "another program holds the ledger locked",
+}
+
+
+class _DamagedError(Exception):
+    """What is in the file cannot be trusted."""
+
+
+class SqliteLedger:
+    """A Ledger in the file `path`. See `bacalhau_controllers.runner.ledger.Ledger`.
+
+    SQLite blocks while it flushes, so all of it happens in one thread of its own.
+    """
+
+    def __init__(self, path: Path, clock: Clock, ids: Ids) -> None:
+        self._path = path
+        self._clock = clock
+        self._ids = ids
+        self._database: sqlite3.Connection | None = None
+        self._lock_file: int | None = None
+        self._meta = Meta(incarnation="")
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def open(self) -> Book:
+        """See Ledger."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        try:
+            return await self._call(self._open)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def commit(self, entries: Sequence[Entry]) -> None:
+        """See Ledger."""
+        await self._call(self._commit, entries)
+
+    async def close(self) -> None:
+        """See Ledger."""
+        if self._thread is not None:
+            await self._call(self._close)
+            self._thread.shutdown(wait=False)
+            self._thread = None
+
+    async def _call(self, function: Callable[..., T], *arguments: object) -> T:
+        if self._thread is None:
+            raise LedgerBrokenError("the ledger is not open")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
+
+    # -- in the thread: opening ------------------------------------------------------------------
+
+    def _open(self) -> Book:
+        with _translated(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._hold()
+            try:
+                return self._open_file()
+            except _DamagedError as damage:
+                self._set_aside(str(damage))
+                try:
+                    return self._open_file()
+                except _DamagedError as again:
+                    raise LedgerBrokenError(f"a new ledger cannot be made: {again}") from again
+
+    def _hold(self) -> None:
+        """Make sure that no other agent uses this ledger, for as long as this process lives."""
+        lock = os.open(
+            self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(lock, 32).decode("ascii", "replace").strip()
+            os.close(lock)
+            who = f"process {holder}" if holder else "another process"
+            raise LedgerHeldError(
+                f"the ledger {self._path} is in use by {who}",
+                hint="stop that agent, or give this one another data directory",
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        self._lock_file = lock
+
+    def _open_file(self) -> Book:
+        # Made by us, so that nobody else can read it, nor what SQLite makes beside it.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.chmod(self._path, 0o600)
+        database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        try:
+            with _noticing_damage():
+                return self._begin(database)
+        except BaseException:
+            database.close()
+            raise
+
+    def _begin(self, database: sqlite3.Connection) -> Book:
+        database.execute("PRAGMA trusted_schema = OFF")
+        database.execute("PRAGMA cell_size_check = ON")
+        database.execute("PRAGMA busy_timeout = 2000")
+        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise _DamagedError(str(found))
+        application = database.execute("PRAGMA application_id").fetchone()[0]
+        tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if application != APPLICATION_ID and (application or tables):
+            raise _DamagedError("it is a database of another program")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise LedgerBrokenError(
+                f"the ledger {self._path} was written by a newer version (schema {version}, this "
+                f"one knows {len(MIGRATIONS)})",
+                hint="upgrade bacalhau on this node",
+            )
+        database.execute("PRAGMA journal_mode = WAL")
+        # FULL flushes the log at each commit: what was committed survives a power failure.
+        database.execute("PRAGMA synchronous = FULL")
+        self._migrate(database, version)
+        book = _load(database)
+        self._meta = book.meta
+        self._database = database
+        return book
+
+    def _migrate(self, database: sqlite3.Connection, version: int) -> None:
+        for number in range(version, len(MIGRATIONS)):
+            with _transaction(database):
+                for statement in MIGRATIONS[number].split(";"):
+                    database.execute(statement)
+                if number == 0:
+                    meta = Meta(incarnation=self._ids.uid(), created=self._clock.now())
+                    _put_meta(database, meta)
+                database.execute(
+                    "INSERT INTO migrations VALUES (?, ?)",
+                    (number + 1, self._clock.now().isoformat()),
+                )
+                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                database.execute(f"PRAGMA user_version = {number + 1}")
+
+    def _set_aside(self, damage: str) -> None:
+        """Keep the damaged files for people to look at, out of the way."""
+        stamp = self._clock.now().strftime("%Y%m%dT%H%M%SZ")
+        aside = self._path.with_name(f"{self._path.stem}.corrupt-{stamp}")
+        number = 1
+        while aside.exists():
+            aside = self._path.with_name(f"{self._path.stem}.corrupt-{stamp}-{number}")
+            number += 1
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{self._path}{suffix}", f"{aside}{suffix}")
+        logger.error(
+            "Set a damaged ledger aside and began a new one; what this node had begun is reported "
+            "as lost",
+            extra={"damage": damage, "kept_as": str(aside)},
+        )
+
+    def _close(self) -> None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    # -- in the thread: writing ------------------------------------------------------------------
+
+    def _commit(self, entries: Sequence[Entry]) -> None:
+        database = self._database
+        if database is None:
+            raise LedgerBrokenError("the ledger is not open")
+        meta = self._meta
+        with _translated(self._path), _transaction(database):
+            for entry in entries:
+                meta = _write(database, entry, meta)
+            if meta != self._meta:
+                _put_meta(database, meta)
+        self._meta = meta
+
+
+def _write(database: sqlite3.Connection, entry: Entry, meta: Meta) -> Meta:
+    match entry:
+        case PutContact(contact):
+            return meta.but(contact=contact)
+        case PutExecution(execution):
+            bare = execution.but(status=ExecutionStatus())
+            _put(database, EXECUTION, execution.metadata.uid, bare)
+        case PutState(uid, state):
+            _put(database, STATE, uid, state)
+        case PutPublication(publication):
+            bare_one = publication.but(status=PublicationStatus())
+            _put(database, PUBLICATION, publication.metadata.uid, bare_one)
+        case PutPublicationState(uid, progress):
+            _put(database, PROGRESS, uid, progress)
+        case Forget(uid):
+            database.execute("DELETE FROM objects WHERE uid = ?", (uid,))
+            database.execute("DELETE FROM outbox WHERE uid = ?", (uid,))
+        case PutFact(fact):
+            body = fact.encode().decode()
+            database.execute("DELETE FROM outbox WHERE uid = ?", (fact.uid,))
+            database.execute(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?)",
+                (fact.seq, fact.uid, body, _sum("fact", fact.uid, body)),
+            )
+            return meta.but(facts_seq=max(meta.facts_seq, fact.seq))
+        case AckFacts(seq):
+            database.execute("DELETE FROM outbox WHERE seq <= ?", (seq,))
+            return meta.but(facts_acked=max(meta.facts_acked, seq))
+        case DropFact(uid):
+            database.execute("DELETE FROM outbox WHERE uid = ?", (uid,))
+    return meta
+
+
+def _put(database: sqlite3.Connection, kind: str, uid: str, model: Model) -> None:
+    body = model.encode().decode()
+    database.execute(
+        "INSERT INTO objects (kind, uid, body, sum) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (kind, uid) DO UPDATE SET body = excluded.body, sum = excluded.sum",
+        (kind, uid, body, _sum(kind, uid, body)),
+    )
+
+
+def _put_meta(database: sqlite3.Connection, meta: Meta) -> None:
+    body = meta.encode().decode()
+    database.execute(
+        "INSERT INTO meta VALUES (1, ?, ?) "
+        "ON CONFLICT (one) DO UPDATE SET body = excluded.body, sum = excluded.sum",
+        (body, _sum("meta", "", body)),
+    )
+
+
+def _load(database: sqlite3.Connection) -> Book:
+    """Everything, each row checked. Raises _DamagedError."""
+    rows = database.execute("SELECT body, sum FROM meta").fetchall()
+    if len(rows) != 1:
+        raise _DamagedError("the record of the node is missing")
+    book = Book(_checked(Meta, "meta", "", *rows[0]))
+    models: dict[str, tuple[type[Model], dict[str, Any]]] = {
+        EXECUTION: (Execution, book.executions),
+        STATE: (RunnerState, book.states),
+        PUBLICATION: (Publication, book.publications),
+        PROGRESS: (PublicationState, book.publication_states),
+    }
+    query = "SELECT kind, uid, body, sum FROM objects ORDER BY number"
+    for kind, uid, body, total in database.execute(query):
+        if kind not in models:
+            raise _DamagedError(f"it has a record of the unknown kind {kind!r}")
+        model, records = models[kind]
+        records[uid] = _checked(model, kind, uid, body, total)
+    query = "SELECT seq, uid, body, sum FROM outbox ORDER BY seq"
+    for seq, uid, body, total in database.execute(query):
+        fact = _checked(Fact, "fact", uid, body, total)
+        if fact.seq != seq or seq > book.meta.facts_seq:
+            raise _DamagedError(f"fact {seq} has the number {fact.seq}")
+        book.facts[uid] = fact
+    return book
+
+
+ModelT = TypeVar("ModelT", bound=Model)
+
+
+def _checked(model: type[ModelT], kind: str, uid: object, body: object, total: object) -> ModelT:
+    if not isinstance(body, str) or not isinstance(uid, str) or total != _sum(kind, uid, body):
+        raise _DamagedError(f"the checksum of {kind} {uid!r} is wrong")
+    try:
+        return model.decode(body)
+    except ValidationError as error:
+        # Written by us and unharmed, yet not understood: not damage, but a mistake of ours.
+        raise LedgerBrokenError(
+            f"{kind} {uid} in the ledger cannot be read by this version: {error}"
+        ) from error
+
+
+def _sum(kind: str, uid: str, body: str) -> int:
+    return zlib.crc32(f"{kind}\0{uid}\0{body}".encode("utf-8", "surrogatepass"))
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        # SQLite has rolled back by itself after some errors (a full disk); then this says so.
+        with contextlib.suppress(sqlite3.Error):
+            database.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _noticing_damage() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if _code(error) in _DAMAGED:
+            raise _DamagedError(str(error)) from error
+        if isinstance(error, sqlite3.OperationalError) and _code(error) == sqlite3.SQLITE_ERROR:
+            # A statement of ours that does not fit the tables found: not the tables we made.
+            raise _DamagedError(str(error)) from error
+        raise
+    except UnicodeDecodeError as error:
+        raise _DamagedError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Say what went wrong in the ledger's own errors."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = _NO_ROOM.get(_code(error))
+        if reason is not None:
+            raise LedgerFullError(f"the ledger {path} cannot be written: {reason}") from error
+        # An error of the disk, or of a flush, may have lost something already: only a new start
+        # that reads everything again can tell.
+        raise LedgerBrokenError(f"the ledger {path} failed: {error}") from error
+    except OSError as error:
+        raise LedgerBrokenError(f"the ledger {path} cannot be opened: {error}") from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 if it came from elsewhere."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF

@@ -1,0 +1,254 @@
+"""Carries plans out: reads the cache, plans, commits once, and keeps the node table and the queue.
+
+All that decides is in `plan.py`. Several jobs are reconciled at the same time in one process; a
+plan is made without a pause in between, so what it sets aside cannot be given out twice.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from bacalhau_api.errors import BacalhauError, ConflictError, TerminalError
+from bacalhau_api.meta import Ref, Resource
+from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication
+from bacalhau_api.v1.job import Job, JobType
+from bacalhau_api.v1.node import Node
+from bacalhau_controllers.contract import Clock, Result
+from bacalhau_controllers.controller import Watch, owners_of_kind
+from bacalhau_controllers.job import status
+from bacalhau_controllers.job.draft import Plan, Queued
+from bacalhau_controllers.job.placing import CAPACITY, request_of
+from bacalhau_controllers.job.plan import Inputs, plan
+from bacalhau_controllers.job.queue import WaitQueue, rank_of
+from bacalhau_controllers.job.settings import JobSettings
+from bacalhau_controllers.placement import Key, NodeTable
+from bacalhau_controllers.state import State
+from bacalhau_controllers.store import Why
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Resource)
+
+_ACTOR = "job-reconciler"
+
+
+class JobReconciler:
+    """Moves jobs: slots to executions, results to acceptances and publications.
+
+    `nodes` is the scheduler's view of all nodes, kept up to date by this reconciler from the
+    moment it is made.
+    """
+
+    name = "job"
+
+    def __init__(
+        self,
+        state: State,
+        clock: Clock,
+        *,
+        settings: JobSettings | None = None,
+        nodes: NodeTable | None = None,
+    ) -> None:
+        self._state = state
+        self._clock = clock
+        self._settings = settings or JobSettings()
+        self.nodes = nodes if nodes is not None else NodeTable()
+        self.queue = WaitQueue(self.nodes)
+        self._wake: Callable[[Ref], None] | None = None
+        # Places set aside by a plan whose commit ended in doubt, by job.
+        self._in_doubt: dict[Ref, tuple[Key, ...]] = {}
+        owners = owners_of_kind("Job")
+        self.watches: Mapping[str, Watch] = {
+            "Execution": owners,
+            "Acceptance": owners,
+            "Publication": owners,
+            "Node": self._of_node,
+        }
+        # Jobs that follow every node: kept apart, so that a node's change does not walk all jobs.
+        self._daemons: dict[Ref, None] = {}
+        for kind in ("Node", "Execution", "Job"):
+            for resource in state.cache.list(kind):
+                self._observe(None, resource)
+        state.cache.observe(self._observe)
+
+    @asynccontextmanager
+    async def term(self, wake: Callable[[Ref], None]) -> AsyncIterator[None]:
+        """While this process leads, jobs that wait for a place are woken by what may help them."""
+        self.queue.clear()
+        for resource in self._state.cache.list("Job"):
+            self._enqueue_known(resource)
+        self._wake = wake
+        try:
+            yield
+        finally:
+            self._wake = None
+
+    def is_settled(self, resource: Resource) -> bool:
+        """True for a job that is over."""
+        return isinstance(resource, Job) and status.is_over(resource) and not resource.is_deleting
+
+    async def reconcile(self, ref: Ref) -> Result:
+        """Plan one job and commit the plan."""
+        self._settle_doubt(ref)
+        job = self._state.cache.get(ref)
+        if not isinstance(job, Job):  # deleted since it was queued
+            self._leave_queue(ref)
+            return Result()
+        try:
+            todo = self._plan(job)
+        except TerminalError:
+            self._leave_queue(ref)
+            raise
+        await self._commit(job, todo)
+        return Result(requeue_after=todo.requeue_after)
+
+    def plan(self, job: Job) -> Plan:
+        """What would be done about a job now: nothing is written, no place is kept."""
+        with self.nodes.rehearsal():
+            return plan(self._inputs(job))
+
+    def _inputs(self, job: Job) -> Inputs:
+        now = self._clock.now()
+        return Inputs(
+            job=job,
+            executions=self._owned(job, Execution),
+            acceptances=self._owned(job, Acceptance),
+            publications=self._owned(job, Publication),
+            nodes=self.nodes,
+            now=now,
+            held=self.queue.held(job.ref, rank_of(job, now), self._clock.monotonic()),
+            settings=self._settings,
+        )
+
+    def _plan(self, job: Job) -> Plan:
+        inputs = self._inputs(job)
+        todo = plan(inputs)
+        # At once, not after the commit: room that appears meanwhile has to find the job in line.
+        if todo.queued is not None:
+            rank = rank_of(job, inputs.now)
+            self.queue.put(job.ref, rank, todo.queued, self._clock.monotonic())
+        else:
+            self._leave_queue(job.ref)
+        return todo
+
+    async def _commit(self, job: Job, todo: Plan) -> None:
+        writes = todo.writes()
+        if not writes:
+            return
+        places = tuple((e.metadata.namespace, e.name) for e in todo.create)
+        self._in_doubt[job.ref] = places
+        try:
+            await self._state.commit(writes, Why(_ACTOR, todo.reason, todo.message))
+        except ConflictError:  # nothing was written
+            self._settle_doubt(job.ref)
+            raise
+        except BacalhauError as error:
+            logger.debug("Commit failed", extra={"job": str(job.ref), "error": error.reason})
+            raise
+        del self._in_doubt[job.ref]
+        _log(job, todo)
+
+    def _settle_doubt(self, ref: Ref) -> None:
+        """Give back places whose executions were not stored after all."""
+        for key in self._in_doubt.pop(ref, ()):
+            if self._state.cache.get(Ref("Execution", *key)) is None:
+                self.nodes.release(key)
+        self._wake_waiting()
+
+    def _leave_queue(self, ref: Ref) -> None:
+        self._wake_all(self.queue.remove(ref))
+
+    def _owned(self, job: Job, kind: type[R]) -> tuple[R, ...]:
+        found = self._state.cache.owned_by(job.metadata.uid, kind.__name__)
+        return tuple(item for item in found if isinstance(item, kind))
+
+    # -- what changes ----------------------------------------------------------------------------
+
+    def _observe(self, old: Resource | None, new: Resource | None) -> None:
+        changed = new or old
+        if isinstance(changed, (Node, Execution)):
+            self.nodes.apply(old, new, self._now())
+            self._wake_waiting()
+        elif isinstance(changed, Job):
+            if isinstance(new, Job) and _follows_nodes(new):
+                self._daemons[new.ref] = None
+            else:
+                self._daemons.pop(changed.ref, None)
+            if new is None:
+                self._leave_queue(changed.ref)
+
+    def _wake_waiting(self) -> None:
+        improved = self.nodes.take_improved()
+        if improved:
+            self._wake_all(self.queue.improved(improved, self._clock.monotonic()))
+
+    def _wake_all(self, refs: Iterable[Ref]) -> None:
+        if self._wake is not None:
+            for ref in refs:
+                self._wake(ref)
+
+    def _of_node(self, old: Resource | None, new: Resource | None) -> Iterable[Ref]:
+        """Daemons follow every node; other jobs only what concerns their own executions."""
+        node = new or old
+        if node is None or (
+            isinstance(old, Node) and isinstance(new, Node) and _facts(old) == _facts(new)
+        ):
+            return
+        yield from tuple(self._daemons)
+        for execution in self._state.cache.on_node(node.name, "Execution"):
+            is_open = isinstance(execution, Execution) and (
+                not execution.phase.is_final or execution.phase is Phase.REJECTED
+            )
+            if is_open:
+                yield from self.watches["Execution"](None, execution)
+
+    def _enqueue_known(self, resource: Resource) -> None:
+        """A job that was waiting under an earlier leader keeps its place in the line."""
+        if not isinstance(resource, Job) or not status.is_observed(resource):
+            return
+        waiting = resource.status.waiting
+        is_partition = not resource.spec.type.is_per_node
+        if waiting is None or waiting.what != CAPACITY or not is_partition:
+            return
+        request = request_of(resource, self._owned(resource, Execution), self.nodes)
+        rank = rank_of(resource, self._clock.now())
+        queued = Queued(request, max(resource.status.slots.waiting, 1))
+        self.queue.put(resource.ref, rank, queued, self._clock.monotonic())
+
+    def _now(self) -> float:
+        return self._clock.now().timestamp()
+
+
+def _follows_nodes(job: Job) -> bool:
+    is_daemon = job.spec.type is JobType.DAEMON
+    return is_daemon and not status.is_over(job)
+
+
+def _facts(node: Node) -> tuple[object, ...]:
+    """What of a node matters to the jobs on it."""
+    info = node.status.info
+    return (
+        node.spec.membership,
+        node.spec.unschedulable,
+        node.spec.drain,
+        node.spec.taints,
+        node.status.contact,
+        node.status.connected_since,
+        node.labels,
+        info,
+    )
+
+
+def _log(job: Job, todo: Plan) -> None:
+    fields = {"job": str(job.ref), "reason": todo.reason}
+    for execution in todo.create:
+        placed = {"execution": execution.name, "node": execution.spec.node}
+        logger.info("Created execution", extra=fields | placed)
+    for acceptance in todo.accept:
+        logger.info("Accepted result", extra=fields | {"execution": acceptance.spec.execution})
+    for execution in todo.update:
+        stop = {"execution": execution.name, "why": execution.spec.stop_reason}
+        logger.info("Asked execution to stop", extra=fields | stop)
+    if todo.job is not None and todo.job.status.phase is not job.status.phase:
+        logger.info("Changed job phase", extra=fields | {"phase": str(todo.job.status.phase)})

@@ -1,0 +1,178 @@
+"""Logs of executions and jobs, live and afterwards."""
+
+import threading
+
+import httpx
+import pytest
+
+from bacalhau.client.sync import Client
+from bacalhau_api.errors import NotFoundError, UnavailableError
+from bacalhau_api.v1.execution import Execution, Phase
+from bacalhau_api.v1.job import Job, JobPhase
+from tests.support.api_objects import make_execution, make_node, stored_job
+from tests.support.api_server import RunningServer
+
+
+def arranged(
+    server: RunningServer, *, count: int = 1, phase: Phase = Phase.RUNNING
+) -> tuple[Job, list[Execution]]:
+    """A job whose executions are in that phase."""
+    job_phase = JobPhase.COMPLETED if phase is Phase.SUCCEEDED else JobPhase.RUNNING
+    job = stored_job(count=count, phase=job_phase)
+    executions = [make_execution(job, i, phase=phase) for i in range(count)]
+    server.put(job, *executions, make_node())
+    return job, executions
+
+
+def test_log_of_what_has_ended(client: Client, server: RunningServer) -> None:
+    _, (execution,) = arranged(server, phase=Phase.SUCCEEDED)
+    server.nodes.write("n1", execution.name, "stdout", "one\ntwo\n")
+    server.nodes.write("n1", execution.name, "stderr", "oops\n")
+    server.nodes.finish("n1", execution.name)
+    records = list(client.logs(execution))
+    assert [(r.stream, r.text) for r in records] == [("stdout", "one\ntwo\n"), ("stderr", "oops\n")]
+    assert records[0].offset is None
+    assert records[-1].offset == 13
+    assert [r.text for r in client.logs(execution, stream="stderr")] == ["oops\n"]
+    assert [r.text for r in client.logs(execution, tail=1, stream="stdout")] == ["two\n"]
+
+
+def test_log_goes_on_from_an_offset(client: Client, server: RunningServer) -> None:
+    _, (execution,) = arranged(server)
+    server.nodes.write("n1", execution.name, "stdout", "one\n")
+    (first,) = client.logs(execution)
+    server.nodes.write("n1", execution.name, "stdout", "two\n")
+    assert first.offset is not None
+    assert [r.text for r in client.logs(execution, offset=first.offset)] == ["two\n"]
+
+
+def test_follow_ends_with_the_execution(client: Client, server: RunningServer) -> None:
+    _, (execution,) = arranged(server)
+    server.nodes.write("n1", execution.name, "stdout", "one\n")
+    texts = []
+    for record in client.logs(execution, follow=True):
+        texts.append(record.text)
+        if len(texts) == 1:
+            server.nodes.write("n1", execution.name, "stdout", "two\n")
+        else:
+            server.nodes.finish("n1", execution.name)
+    assert texts == ["one\n", "two\n"]
+
+
+def test_follow_a_job_joins_in_new_executions(client: Client, server: RunningServer) -> None:
+    job, (first,) = arranged(server)
+    second = make_execution(job, 1, phase=Phase.RUNNING)
+    server.nodes.write("n1", first.name, "stdout", "first\n")
+    seen = []
+    for record in client.logs(job, follow=True):
+        if not record.text:
+            continue
+        seen.append((record.slot, record.text))
+        if len(seen) == 1:
+            server.nodes.finish("n1", first.name)
+            server.nodes.write("n1", second.name, "stdout", "second\n")
+            server.put(second)
+        else:
+            server.nodes.finish("n1", second.name)
+            server.put(stored_job(phase=JobPhase.COMPLETED))
+    assert seen == [("0", "first\n"), ("1", "second\n")]
+
+
+def test_follow_waits_for_an_execution_that_has_not_begun(
+    client: Client, server: RunningServer
+) -> None:
+    job, (execution,) = arranged(server, phase=Phase.PREPARING)
+    begin = threading.Timer(0.3, begin_now, (server, job, execution))
+    begin.start()
+    assert [r.text for r in client.logs(execution, follow=True)] == ["hi\n"]
+    begin.join()
+
+
+def begin_now(server: RunningServer, job: Job, execution: Execution) -> None:
+    """The workload starts, writes, and ends."""
+    server.nodes.write("n1", execution.name, "stdout", "hi\n")
+    server.nodes.finish("n1", execution.name)
+    server.put(make_execution(job, 0, phase=Phase.RUNNING))
+
+
+def test_many_partitions_come_complete(client: Client, server: RunningServer) -> None:
+    job, executions = arranged(server, count=20, phase=Phase.SUCCEEDED)
+    for i, execution in enumerate(executions):
+        server.nodes.write("n1", execution.name, "stdout", f"line {i}\n" * 50)
+        server.nodes.finish("n1", execution.name)
+    texts: dict[str, str] = {}
+    for record in client.logs(job):
+        texts[record.slot] = texts.get(record.slot, "") + record.text
+    assert texts == {str(i): f"line {i}\n" * 50 for i in range(20)}
+
+
+def test_node_away_shows_what_was_reported(client: Client, server: RunningServer) -> None:
+    job = stored_job(phase=JobPhase.COMPLETED)
+    told = make_execution(job, 0, phase=Phase.SUCCEEDED, stdout_tail="the end\n")
+    silent = make_execution(job, 1, phase=Phase.SUCCEEDED)
+    server.put(job, told, silent)
+    server.nodes.away.add("n1")
+    notice, record = client.logs(told)
+    assert "away" in notice.notice
+    assert record.text == "the end\n"
+    with pytest.raises(UnavailableError, match="which is away"):
+        list(client.logs(silent))
+    # Of a job, what can be read is; what cannot is said.
+    texts = [r.text or r.notice for r in client.logs(job)]
+    assert "the end\n" in texts
+    assert any("which is away" in text for text in texts)
+
+
+def test_follow_goes_on_when_the_node_is_back(client: Client, server: RunningServer) -> None:
+    _, (execution,) = arranged(server)
+    server.nodes.write("n1", execution.name, "stdout", "one\n")
+    server.nodes.finish("n1", execution.name)
+    server.nodes.away.add("n1")
+    told = []
+    for record in client.logs(execution, follow=True):
+        told.append(record.notice or record.text)
+        server.nodes.away.clear()
+    assert told == [
+        "node n1 is away; its log goes on when it is back",
+        "node n1 is back",
+        "one\n",
+    ]
+
+
+def test_a_reader_that_leaves_stops_the_reading(server: RunningServer, client: Client) -> None:
+    _, (execution,) = arranged(server)
+    server.nodes.write("n1", execution.name, "stdout", "one\n")
+    stream = client.logs(execution, follow=True)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    server.stop()  # would take long if the follower were still there
+
+
+def test_log_of_nothing(client: Client, http: httpx.Client, server: RunningServer) -> None:
+    job = stored_job()
+    with pytest.raises(NotFoundError):
+        list(client.logs(job))
+    server.put(job)
+    assert list(client.logs(job)) == []
+
+
+def test_log_forms(http: httpx.Client, server: RunningServer) -> None:
+    _, (execution,) = arranged(server, phase=Phase.SUCCEEDED)
+    server.nodes.write("n1", execution.name, "stdout", "<script>alert(1)</script>\n")
+    server.nodes.finish("n1", execution.name)
+    path = f"/apis/bacalhau.org/v1/namespaces/default/executions/{execution.name}/logs"
+    text = http.get(path, headers={"accept": "text/plain"})
+    assert text.text == "<script>alert(1)</script>\n"
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert text.headers["x-content-type-options"] == "nosniff"
+    sse = http.get(path, headers={"accept": "text/event-stream"}).text
+    assert sse.startswith("event: log\ndata: {")
+    assert sse.rstrip().endswith('event: end\ndata: {"end":true}')
+    for query in (
+        "tail=-1",
+        "tail=x",
+        "stream=stdin",
+        "offset=-1",
+        "offset=9999999999999999999999",
+    ):
+        assert http.get(f"{path}?{query}").status_code == 400, query
