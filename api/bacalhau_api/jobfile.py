@@ -119,6 +119,8 @@ def _kind_of(root: Fields, findings: Findings) -> type[Resource] | None:
     for name, node, example in (("apiVersion", version, API_VERSION), ("kind", kind, "Job")):
         if node is None or is_null(node):
             findings.add(root, "is missing", below=name, hint=f"write {name}: {example}")
+        elif not _text_of(root, name) and model is None:
+            findings.add(node, "must be text", value=shown(node), hint=f"write {name}: {example}")
     if written and model is None and kind is not None:
         known = written in KINDS
         message = "is written by controllers and cannot be applied" if known else "is not a kind"

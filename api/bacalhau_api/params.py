@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from bacalhau_api.base import Model
 from bacalhau_api.names import RESERVED_ENV_PREFIX, check_path, check_text, check_type_name
@@ -102,6 +102,9 @@ def _check_bucket(value: str) -> str:
     return value
 
 
+ATTEMPTS_MAX: Final = 100
+"""Attempts of one slot; see RetryPolicy."""
+
 KEY_PLACEHOLDERS: Final = ("jobID", "executionID", "nodeID", "partition", "date", "time")
 """What may stand in braces in an S3 publisher's key."""
 
@@ -139,6 +142,18 @@ def _one_of(*words: str) -> BeforeValidator:
     return BeforeValidator(lambda x: folded.get(x.lower(), x) if isinstance(x, str) else x)
 
 
+def _first_attempts(value: Any) -> Any:
+    """A number of attempts is kept as the list of them."""
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    return tuple(range(value)) if is_count and 0 <= value <= ATTEMPTS_MAX else value
+
+
+_ATTEMPT: Final = {"type": "integer", "minimum": 0, "maximum": ATTEMPTS_MAX}
+Attempts = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=ATTEMPTS_MAX)], ...],
+    BeforeValidator(_first_attempts),
+    WithJsonSchema({"anyOf": [_ATTEMPT, {"type": "array", "items": _ATTEMPT}]}),
+]
 Text = Annotated[str, AfterValidator(check_text)]
 Filled = Annotated[str, AfterValidator(_check_filled)]
 Word = Annotated[str, AfterValidator(_check_word)]
@@ -178,19 +193,18 @@ class WasmParams(Params):
 class NoopParams(Params):
     """Does nothing, for so long and with such an end: for tests and trials."""
 
-    duration_seconds: float = Field(default=0.0, ge=0, le=10**9)
+    duration_seconds: float = Field(default=0.0, ge=0, le=10 * 365 * 86400)
     exit_code: int = Field(default=0, ge=0, le=255)
     stdout: Text = Field(default="", description="Text to print.")
     stderr: Text = Field(default="", description="Text to print as an error.")
-    fail_on_attempts: int | tuple[int, ...] = Field(
-        default=(), description="Attempts that fail: a list counted from 0, or how many at first."
+    fail_on_attempts: Attempts = Field(
+        default=(),
+        description="Attempts that fail: a list counted from 0, or how many at first.",
     )
-    output_bytes: int = Field(default=0, ge=0, le=2**40, description="Bytes to print besides.")
+    output_bytes: int = Field(default=0, ge=0, le=2**40, description="Bytes to put out besides.")
 
     def fails_on(self, attempt: int) -> bool:
         """Whether attempt number `attempt`, counted from 0, is to fail."""
-        if isinstance(self.fail_on_attempts, int):
-            return attempt < self.fail_on_attempts
         return attempt in self.fail_on_attempts
 
 

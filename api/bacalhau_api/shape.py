@@ -57,13 +57,13 @@ class Findings:
         self, node: Node | None, message: str, *, value: str = "", hint: str = "", below: str = ""
     ) -> None:
         """Report a problem at a node, or at a field `below` it that is not there."""
+        if self.is_full:
+            self._more += 1
+            return
         path = node.path if node is not None else ""
         if below:
             path = f"{path}.{below}" if path else below
         line = node.line if node is not None else 0
-        if self.is_full:
-            self._more += 1
-            return
         where = f"{self.source}:{line}" if line and self.source else self.source
         self._problems.append((line, Problem(path, message, value, hint, where)))
 

@@ -75,15 +75,25 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return exits.INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone. Python would complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.BROKEN_PIPE
+        return _reader_gone()
+    except SystemExit as error:
+        # Typer turns a broken pipe into exit code 1, with a stand-in for stdout.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            return _reader_gone()
+        return error.code if isinstance(error.code, int) else exits.ERROR
     except Exception as error:  # noqa: BLE001 - the last stop: nobody is helped by a traceback
         if is_debug:
             import traceback
 
             traceback.print_exc()
         return _tell(error)
+
+
+def _reader_gone() -> int:
+    # Python would complain once more while it flushes at exit.
+    sys.stdout = sys.__stdout__ or sys.stdout
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return exits.BROKEN_PIPE
 
 
 def _tell(error: Exception) -> int:

@@ -43,13 +43,20 @@ async def _serve(settings: ServeSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    failures: list[BaseException] = []
+
+    def fail(part: str, error: BaseException) -> None:
+        logger.critical("Part of the process failed", extra={"part": part}, exc_info=error)
+        failures.append(error)
+        stop.set()
+
     async with AsyncExitStack() as parts:
         enrolment = None
         address: dict[str, object] = {"pid": os.getpid()}
         if settings.is_orchestrator:
             from bacalhau.serve.orchestrator import Orchestrator
 
-            orchestrator = Orchestrator(settings, clock, ids)
+            orchestrator = Orchestrator(settings, clock, ids, fail)
             await parts.enter_async_context(orchestrator)
             enrolment = orchestrator.enrolment
             address |= {"api": orchestrator.api_url, "nats": orchestrator.nats_url}
@@ -57,14 +64,14 @@ async def _serve(settings: ServeSettings) -> int:
             from bacalhau.serve.compute import Compute
 
             name = node_name(settings)
-            compute = Compute(settings, name, clock, ids, enrolment)
+            compute = Compute(settings, name, clock, ids, enrolment, fail)
             await parts.enter_async_context(compute)
             address |= {"node": name}
         parts.enter_context(_announced(settings.data_dir / ADDRESS_FILE, address))
         logger.info("Bacalhau is ready", extra=address)
         await stop.wait()
         logger.info("Stopping")
-    return 0
+    return 1 if failures else 0
 
 
 def node_name(settings: ServeSettings) -> str:

@@ -22,6 +22,7 @@ from bacalhau.node.machine import boot_id, detect_capacity
 from bacalhau.node.reader import OutputReader
 from bacalhau.node.workspace import DiskWorkspace
 from bacalhau.replies import JoinAnswer
+from bacalhau.serve.parts import OnFailure, run_beside
 from bacalhau.settings import ServeSettings
 from bacalhau.version import VERSION
 from bacalhau_api.errors import (
@@ -61,7 +62,9 @@ class Compute:
         clock: Clock,
         ids: Ids,
         enrolment: Enrolment | None,
+        on_failure: OnFailure,
     ) -> None:
+        self._on_failure = on_failure
         self._settings = settings
         self._name = name
         self._clock = clock
@@ -120,24 +123,18 @@ class Compute:
         await self._run(parts, self.agent)
 
     async def _run(self, parts: AsyncExitStack, agent: Agent) -> None:
-        owner = asyncio.current_task()
-        task = asyncio.create_task(agent.run(), name="agent")
+        """Run the agent; return once it has taken up what an earlier life left."""
 
-        def ended(done: asyncio.Task[None]) -> None:
-            if not done.cancelled() and done.exception() is not None:
-                logger.critical("Agent failed", exc_info=done.exception())
-                if owner is not None:
-                    owner.cancel()
-
-        task.add_done_callback(ended)
-
-        async def stop() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        async def close() -> None:
             await agent.close(keep_running=self._settings.on_exit == "keep")
 
-        parts.push_async_callback(stop)
-        await agent.recovered()
+        parts.push_async_callback(close)
+        task = run_beside(parts, "agent", agent.run(), self._on_failure)
+        recovered = asyncio.create_task(agent.recovered())
+        await asyncio.wait({task, recovered}, return_when=asyncio.FIRST_COMPLETED)
+        recovered.cancel()
+        if task.done():
+            task.result()
 
     # -- identity --------------------------------------------------------------------------------
 
@@ -255,4 +252,3 @@ def _loaded(kind: plugs.Kind) -> dict[str, Any]:
         except BacalhauError as error:
             logger.warning("Plug is not available", extra={"plug": name, "why": error.message})
     return found
-

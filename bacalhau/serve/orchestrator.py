@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from bacalhau.enrolment import Enrolment
 from bacalhau.nats.connection import Connection, Credentials
 from bacalhau.nats.endpoint import NodeEndpoint
 from bacalhau.nats.server import EmbeddedNats, NatsSettings, NodeUser
+from bacalhau.serve.parts import OnFailure, run_beside
 from bacalhau.server.access import access_for, load_tokens
 from bacalhau.server.app import ApiServer, create_app
 from bacalhau.server.ports import Services
@@ -42,8 +43,11 @@ SYNC_TIMEOUT_SECONDS = 60.0
 class Orchestrator:
     """One orchestrator. Enter to start; leaving stops it, and everything it started."""
 
-    def __init__(self, settings: ServeSettings, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self, settings: ServeSettings, clock: Clock, ids: Ids, on_failure: OnFailure
+    ) -> None:
         self._settings = settings
+        self._on_failure = on_failure
         self._clock = clock
         self._ids = ids
         self._parts = AsyncExitStack()
@@ -141,23 +145,29 @@ class Orchestrator:
         host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
         self.api_url = f"http://{host}:{port}"
 
-        await self._run(parts, "informer", Informer(store, cache, clock, random.Random()).run())
+        informer = Informer(store, cache, clock, random.Random())
+        self._beside(parts, "informer", informer.run())
         async with asyncio.timeout(SYNC_TIMEOUT_SECONDS):
             await cache.wait_synced()
         if self._embedded is not None:
             users = _NodeUsers(self._embedded, cache)
             await users.apply()
             self.enrolment.on_joined = users.apply
-            await self._run(parts, "node users", users.run())
-        await self._run(parts, "manager", manager.run())
+            self._beside(parts, "node users", users.run())
+        self._beside(parts, "manager", manager.run())
         parts.push_async_callback(manager.close)
-        serving = asyncio.create_task(api.run_until_told(), name="api")
+        serving = self._beside(parts, "api", api.run_until_told())
 
         async def end_api() -> None:
             api.should_exit = True
-            await serving
+            await asyncio.wait([serving])
 
         parts.push_async_callback(end_api)
+
+    def _beside(
+        self, parts: AsyncExitStack, name: str, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        return run_beside(parts, name, work, self._on_failure)
 
     async def _connect(self, parts: AsyncExitStack) -> Connection:
         """The embedded server, started, or the given one."""
@@ -182,26 +192,6 @@ class Orchestrator:
         await connection.open()
         parts.push_async_callback(connection.close)
         return connection
-
-    async def _run(self, parts: AsyncExitStack, name: str, work) -> None:  # type: ignore[no-untyped-def]
-        """Run beside everything else until the parts are closed. A bug there ends the process:
-        half an orchestrator is worse than one that is started again."""
-        owner = asyncio.current_task()
-        task = asyncio.create_task(work, name=name)
-
-        def ended(done: asyncio.Task[None]) -> None:
-            if not done.cancelled() and done.exception() is not None:
-                logger.critical("Part of the orchestrator failed", exc_info=done.exception())
-                if owner is not None:
-                    owner.cancel()
-
-        task.add_done_callback(ended)
-
-        async def stop() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        parts.push_async_callback(stop)
 
 
 class _NodeUsers:

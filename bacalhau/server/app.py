@@ -29,6 +29,7 @@ from bacalhau_api.errors import InvalidError, Problem
 
 KEEP_ALIVE_SECONDS = 30
 SHUTDOWN_SECONDS = 3
+LISTEN_BACKLOG = 2048
 
 _DESCRIPTION = (
     "Objects are declared, stored, and moved towards what was declared. Errors of every kind have "
@@ -109,13 +110,15 @@ class ApiServer(uvicorn.Server):
         Raises InvalidError with a remedy if the address cannot be had.
         """
         host, port = self.config.host.strip("[]"), self.config.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
             # Only so that a server can start again at once; a living listener is still an error.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
+            sock.listen(LISTEN_BACKLOG)
         except (OSError, OverflowError) as error:
+            sock.close()
             hint = "another server may run there: stop it, or give --port"
             raise InvalidError(
                 [Problem("--host/--port", f"cannot listen: {error}", f"{host}:{port}", hint)]

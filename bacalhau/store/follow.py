@@ -45,7 +45,7 @@ class Follow(AsyncIterator[Item]):
         self._subjects = subjects
         self._since = since
         self._tombstones = timedelta(seconds=tombstone_seconds)
-        self._epoch = ""
+        self._epoch: str | None = None
         self._position = 0
         self._target: int | None = None
         self._ready: deque[Item] = deque()
@@ -92,10 +92,10 @@ class Follow(AsyncIterator[Item]):
         info = await self._stream.info()
         newest = await self._stream.last(self._subjects)
         target = newest.sequence if newest else 0
-        if not self._epoch and self._since is not None:
+        if self._epoch is None and self._since is not None:
             self._epoch, self._position = self._since.epoch, self._since.revision
             self._target = target
-        if not self._epoch:
+        if self._epoch is None:
             self._start_list(info, target)
         elif not await self._can_continue(info, target):
             logger.info("Store cannot continue a watch", extra={"position": self._position})

@@ -37,6 +37,15 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Age:
+    """For how long this process knows of a wait, by its monotonic clock. `is_whole`: it saw the
+    wait begin, so that this is all of it."""
+
+    seconds: float = 0.0
+    is_whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """When silence makes an object Lost. None: never.
 
@@ -58,8 +67,10 @@ class Case:
     silence: Silence
     limit: Limit
     want: Want
-    told: Waiting | None
-    """The node's own word on what it waits for."""
+    is_new_want: bool
+    """The want has just been told by the node, even if it reads like the one before."""
+    age: Age
+    """Of the stored wait."""
     incarnation: str
     """Of the ledger that made the last report; empty without one."""
     is_news: bool
@@ -189,21 +200,20 @@ def _heard(case: Case, node: Node, now: datetime) -> Verdict:
     """The node is there. What is left to ask is whether it does its part in time."""
     if _is_given_up(case, node):
         return _still_lost(case, now)
-    if case.told is not None:
-        return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=case.told)
     want = case.want
-    waiting = _continued(want, case.waiting, now)
+    waiting = _continued(case, now)
     if want.seconds is None:
         return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=waiting)
     until = waiting.since + timedelta(seconds=want.seconds)
-    left = (until - now).total_seconds() + want.grace_seconds
+    age = _seconds_waited(case, waiting, now)
+    left = want.seconds + want.grace_seconds - age
     if left > 0:
         waiting = waiting.but(until=until)
         return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=waiting, again=left)
-    return _overdue(case, waiting, now)
+    return _overdue(case, waiting, now, over_seconds=-left)
 
 
-def _overdue(case: Case, waiting: Waiting, now: datetime) -> Verdict:
+def _overdue(case: Case, waiting: Waiting, now: datetime, *, over_seconds: float) -> Verdict:
     """A node that answers but does not move this object counts as out of contact about it."""
     reason = waiting.what + _OVERDUE
     message = f"node {case.node_name} is there, but {waiting.what} is overdue"
@@ -213,8 +223,8 @@ def _overdue(case: Case, waiting: Waiting, now: datetime) -> Verdict:
     if seconds is None:
         waiting = waiting.but(until=None)
         return _verdict(case, now, Contact.UNKNOWN, reason, message, since=since, waiting=waiting)
-    until = since + timedelta(seconds=seconds)
-    if now >= until:
+    left = seconds - over_seconds
+    if left <= 0 and case.contact is not Contact.REACHABLE:
         return _verdict(case, now, Contact.LOST, reason, message)
     return _verdict(
         case,
@@ -223,8 +233,8 @@ def _overdue(case: Case, waiting: Waiting, now: datetime) -> Verdict:
         reason,
         message,
         since=since,
-        waiting=waiting.but(until=until),
-        again=(until - now).total_seconds(),
+        waiting=waiting.but(until=since + timedelta(seconds=seconds)),
+        again=max(left, 1.0),
     )
 
 
@@ -243,13 +253,27 @@ def _is_given_up(case: Case, node: Node) -> bool:
     return back_at is None or lost_at is None or back_at <= lost_at
 
 
-def _continued(want: Want, before: Waiting | None, now: datetime) -> Waiting:
-    """The wait for what is wanted; the same want keeps the time at which it began."""
+def _continued(case: Case, now: datetime) -> Waiting:
+    """The wait for what is wanted; the same want keeps the time at which it began.
+
+    That time is this side's: a node's clock may be wrong, and what it tells may have come late.
+    """
+    want, before = case.want, case.waiting
     waiting = Waiting(what=want.what, message=want.message, since=now, mover=want.mover)
-    if before is None:
+    if before is None or case.is_new_want:
         return waiting
     same = (before.what, before.message, before.mover) == (want.what, want.message, want.mover)
     return waiting.but(since=before.since) if same else waiting
+
+
+def _seconds_waited(case: Case, waiting: Waiting, now: datetime) -> float:
+    """How long the wait has lasted. One that this process saw begin is measured by its monotonic
+    clock, which nobody can set."""
+    if case.waiting is None or waiting.since != case.waiting.since:
+        return 0.0
+    if case.age.is_whole:
+        return case.age.seconds
+    return max(case.age.seconds, (now - waiting.since).total_seconds())
 
 
 def _verdict(

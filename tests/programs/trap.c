@@ -17,6 +17,6 @@ int main(int argc, char **argv) {
   fflush(stdout);
   if (!strcmp(kind, "memory")) return *(volatile int *)0xfffffff0u;
   if (!strcmp(kind, "stack")) return deeper(&zero, 0);
-  if (!strcmp(kind, "divide")) return 1 / zero;
+  if (!strcmp(kind, "divide")) return 12345 / zero;
   __builtin_trap();
 }

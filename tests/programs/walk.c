@@ -1,8 +1,10 @@
 /* walk DIR: lists what lies below, with sizes.  walk read FILE: prints it.
-   walk write FILE TEXT: writes it.  walk link TARGET NAME: makes a symbolic link. */
+   walk write FILE TEXT: writes it.  walk link TARGET NAME: makes a symbolic link.
+   walk fill FILE N: writes N bytes. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -45,6 +47,14 @@ int main(int argc, char **argv) {
     FILE *f = fopen(argv[2], "wb");
     if (!f || fputs(argv[3], f) < 0 || fclose(f)) return fail(argv[2]);
     return 0;
+  }
+  if (argc == 4 && !strcmp(argv[1], "fill")) {
+    FILE *f = fopen(argv[2], "wb");
+    static char block[65536];
+    if (!f) return fail(argv[2]);
+    for (long left = atol(argv[3]); left > 0; left -= sizeof block)
+      if (fwrite(block, 1, sizeof block, f) < sizeof block) return fail(argv[2]);
+    return fclose(f) ? fail(argv[2]) : 0;
   }
   if (argc == 4 && !strcmp(argv[1], "link")) return symlink(argv[2], argv[3]) ? fail(argv[3]) : 0;
   return walk(argc > 1 ? argv[1] : "/");

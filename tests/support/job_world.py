@@ -33,7 +33,8 @@ from bacalhau_controllers.store import Delete, Put, Why, Write
 from tests.support.samples import LEDGER, Bench
 from tests.support.simclock import EPOCH, SimLoop
 
-STEPS_MAX = 200
+STEPS_MAX = 400
+REPORTS_IN_ONE_COMMIT = 50
 Behaviour = Callable[[Execution], Report | None]
 
 
@@ -209,16 +210,21 @@ class World:
         no node had anything to do."""
         self.bench.loop.run_until_idle()
         self.check()
-        moved = [e for e in self.executions() if self._advance(e)]
-        published = [p for p in self.publications() if self._publish(p)]
+        moves = [put for e in self.executions() if (put := self._advance(e))]
+        moves += [put for p in self.publications() if (put := self._publish(p))]
+        for begin in range(0, len(moves), REPORTS_IN_ONE_COMMIT):
+            self.write(*moves[begin : begin + REPORTS_IN_ONE_COMMIT])
         self.bench.loop.run_until_idle()
         self.check()
-        return bool(moved or published)
+        return bool(moves)
 
-    def settle(self, *, seconds: float = 0.0) -> None:
-        """Step until nothing moves, letting time pass where only time is missing."""
+    def settle(self, *, seconds: float = 0.0, watch: Callable[[], object] = lambda: None) -> None:
+        """Step until nothing moves, letting time pass where only time is missing. `watch` is called
+        at each rest of the reconciler."""
         waited = 0.0
         for _ in range(STEPS_MAX):
+            self.bench.loop.run_until_idle()
+            watch()
             if self.step():
                 continue
             if waited >= seconds:
@@ -340,26 +346,23 @@ class World:
 
     def report(self, execution: Execution, report: Report) -> None:
         """A node's word arrives."""
+        self.write(self._with(execution, report))
+
+    def _with(self, execution: Execution, report: Report) -> Put:
         status = execution.status.but(
             report=report, contact=Contact.REACHABLE, contact_since=None, waiting=None
         )
-        now = execution.metadata.resource_version
-        self.write(Put(execution.but(status=status), now))
+        return Put(execution.but(status=status), execution.metadata.resource_version)
 
-    def _advance(self, execution: Execution) -> bool:
+    def _advance(self, execution: Execution) -> Put | None:
         node = self.find(Ref("Node", "", execution.spec.node))
         if execution.phase.is_final or node is None or execution.spec.node in self.silent:
-            return False
+            return None
         assert isinstance(node, Node)
         if node.spec.membership is not Membership.APPROVED:
-            return False
-        current = self.find(execution.ref)
-        assert isinstance(current, Execution)
-        report = self._next_report(current)
-        if report is None:
-            return False
-        self.report(current, report)
-        return True
+            return None
+        report = self._next_report(execution)
+        return None if report is None else self._with(execution, report)
 
     def _next_report(self, execution: Execution) -> Report | None:
         if execution.spec.desired is Desired.STOP:
@@ -382,15 +385,14 @@ class World:
             return self.default
         return succeed if execution.spec.job_type.runs_to_completion else run_on
 
-    def _publish(self, publication: Publication) -> bool:
+    def _publish(self, publication: Publication) -> Put | None:
         if publication.status.phase.is_final or publication.spec.node in self.silent:
-            return False
+            return None
         report = PublicationReport(
             step=1, incarnation=LEDGER, phase=PublicationPhase.DELIVERED, attempts=1
         )
         new = publication.but(status=publication.status.but(report=report))
-        self.write(Put(new, publication.metadata.resource_version))
-        return True
+        return Put(new, publication.metadata.resource_version)
 
     def _contact(self, name: str, contact: Contact) -> None:
         now = self.bench.clock.now()

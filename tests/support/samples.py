@@ -157,11 +157,13 @@ def publication_report(
 class Bench:
     """A store, a cache and its informer in virtual time."""
 
-    def __init__(self, loop: SimLoop, seed: int = 1) -> None:
+    def __init__(
+        self, loop: SimLoop, store_type: type[MemoryStore] = MemoryStore, *, seed: int = 1
+    ) -> None:
         self.loop = loop
         self.clock = SimClock(loop)
         self.rng = Random(seed)
-        self.store = MemoryStore(self.clock, strict=True)
+        self.store = store_type(self.clock, strict=True)
         self.cache = Cache()
         self.state = State(self.store, self.cache)
         self.informer = loop.create_task(

@@ -37,7 +37,6 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,239}")
 _STOP_SECONDS_MAX = 30.0
 _RECHECK_SECONDS = 0.05
 _LEFTOVER_SECONDS = 600.0
-_MODULE = "module.cwasm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +141,11 @@ class WasmEngine:
         ]
         try:
             directory.mkdir(exist_ok=True, mode=0o700)
-            await modules.link(entry.path, directory / _MODULE)
-            for number, module in enumerate(imports):
-                await modules.link(module.path, directory / f"{number}.{_MODULE}")
+            codes: list[protocol.Code] = []
+            for number, module in enumerate((entry, *imports)):
+                path = directory / f"{number}.cwasm"
+                cached = await modules.link(module.path, path)
+                codes.append({"name": module.name, "path": str(path), "cached": str(cached)})
             async with self._lock(workload.id):
                 if self._exists(directory):
                     return
@@ -152,12 +153,7 @@ class WasmEngine:
                 shutil.rmtree(staging, ignore_errors=True)  # of a start that was cut off
                 hidden = [m.target for m in (entry, *imports) if m.target]
                 preopens = await asyncio.to_thread(mounts.grant, workload.mounts, hidden, staging)
-                message = self._message(workload, params, directory, preopens)
-                message["imports"] = [
-                    {"name": m.name.removesuffix(".wasm"), "path": f"{directory}/{n}.{_MODULE}"}
-                    for n, m in enumerate(imports)
-                ]
-                message["name"] = entry.name
+                message = self._message(workload, params, directory, codes, preopens)
                 await link.start(message)
         except OSError as error:
             self._discard(directory)
@@ -335,6 +331,7 @@ class WasmEngine:
         workload: Workload,
         params: WasmParams,
         directory: Path,
+        codes: Sequence[protocol.Code],
         preopens: Sequence[protocol.Preopen],
     ) -> protocol.Start:
         resources = workload.resources
@@ -346,9 +343,8 @@ class WasmEngine:
             "op": "start",
             "id": workload.id,
             "directory": str(directory),
-            "name": "",
-            "module": str(directory / _MODULE),
-            "imports": [],
+            "module": codes[0],
+            "imports": [*codes[1:]],
             "entrypoint": params.entrypoint,
             "argv": list(params.parameters),
             "env": dict(workload.env),

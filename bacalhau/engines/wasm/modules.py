@@ -77,10 +77,10 @@ class ModuleCache:
         for path in self._directory.glob(".*"):
             path.unlink(missing_ok=True)
 
-    async def link(self, module: Path, into: Path) -> None:
+    async def link(self, module: Path, into: Path) -> Path:
         """Put the compiled form of a module file at `into`, compiling it first if need be.
 
-        It stays there even if the cache drops it. Raises TerminalError (CompileFailed,
+        It stays there even if the cache drops it. Returns the cache's own file. Raises TerminalError (CompileFailed,
         StartFailed) or TransientError.
         """
         digest = await self._digest(module)
@@ -89,9 +89,9 @@ class ModuleCache:
             try:
                 os.utime(target)  # the least recently used go first
                 os.link(target, into)
-                return
+                return target
             except FileExistsError:
-                return
+                return target
             except FileNotFoundError:
                 await self._compiled(module, digest, target)
         raise TransientError(f"the compiled form of {module.name} was dropped from the cache")

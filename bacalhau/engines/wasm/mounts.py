@@ -167,7 +167,7 @@ def _stage(mount: Mount, name: Path) -> None:
                 "a mount may not go through a symbolic link"
             )
         try:
-            os.link(itself, name, follow_symlinks=True)
+            _link(fd, name)
         except OSError as error:
             # Another file system, or a file of another user where the kernel guards those.
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
@@ -180,3 +180,13 @@ def _stage(mount: Mount, name: Path) -> None:
             shutil.copyfile(itself, name)
     finally:
         os.close(fd)
+
+
+def _link(fd: int, name: Path) -> None:
+    """Give the open file one more name."""
+    # With a directory's descriptor, because only then does Python let the kernel follow the link.
+    own = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(str(fd), name, src_dir_fd=own, follow_symlinks=True)
+    finally:
+        os.close(own)

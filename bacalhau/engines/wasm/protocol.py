@@ -32,11 +32,13 @@ class Preopen(TypedDict):
     writable: bool
 
 
-class Import(TypedDict):
-    """A compiled module linked under `name`."""
+class Code(TypedDict):
+    """A compiled module: linked under `name` if it is an import module. `cached` is where the
+    cache keeps it, to be dropped there if it turns out to be spoilt."""
 
     name: str
     path: str
+    cached: str
 
 
 class Start(TypedDict):
@@ -45,9 +47,8 @@ class Start(TypedDict):
     op: Literal["start"]
     id: str
     directory: str
-    name: str
-    module: str
-    imports: list[Import]
+    module: Code
+    imports: list[Code]
     entrypoint: str
     argv: list[str]
     env: dict[str, str]

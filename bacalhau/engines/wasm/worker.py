@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +50,10 @@ class StartError(Exception):
         self.is_system_fault = is_system_fault
 
 
+class MemoryNeededError(Exception):
+    """The memory limit is below what the module begins with."""
+
+
 def main(channel: socket.socket) -> NoReturn:
     """Wait on the channel for a job and do it. Never returns: the process ends here."""
     code = 70
@@ -57,8 +61,7 @@ def main(channel: socket.socket) -> NoReturn:
         # A session of its own: nothing that is sent to the agent's terminal or group arrives here.
         os.setsid()
         engine = make_engine()
-        linker = wasmtime.Linker(engine)
-        linker.define_wasi()
+        linker = _make_linker(engine)
         _warm_up(engine)
         data = channel.recv(protocol.MESSAGE_BYTES_MAX * 2)
         if not data:  # the zygote is gone
@@ -67,6 +70,29 @@ def main(channel: socket.socket) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 the process ends here: it must say why
         print(f"worker {os.getpid()}: {error!r}", file=sys.stderr, flush=True)
     os._exit(code)
+
+
+class _ExitError(Exception):
+    """The guest called exit."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _make_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
+    """WASI, with an exit that takes every code; wasmtime's own refuses those above 125."""
+    linker = wasmtime.Linker(engine)
+    linker.define_wasi()
+
+    def proc_exit(code: int) -> None:
+        raise _ExitError(code & 0xFFFFFFFF)
+
+    linker.allow_shadowing = True
+    kind = wasmtime.FuncType([wasmtime.ValType.i32()], [])
+    linker.define_func("wasi_snapshot_preview1", "proc_exit", kind, proc_exit)
+    linker.allow_shadowing = False
+    return linker
 
 
 def _warm_up(engine: wasmtime.Engine) -> None:
@@ -93,6 +119,7 @@ class _Run:
         self._ending = threading.Lock()
         self._writer: LogWriter
         self._reader: threading.Thread
+        self._exports: Mapping[str, object] = {}
 
     def execute(self) -> NoReturn:
         """Claim the run, do it, record its end."""
@@ -112,6 +139,8 @@ class _Run:
                 bytes_max=self._job["output_bytes_max"],
             )
             end = self._guest()
+        except MemoryNeededError as error:
+            end = _ended(137, "OutOfMemory", str(error))
         except StartError as error:
             end = _ended(None, "StartFailed", str(error), is_fault=error.is_system_fault)
         except OSError as error:
@@ -137,30 +166,51 @@ class _Run:
         store = wasmtime.Store(self._engine)
         store.set_limits(memory_size=self._job["memory_bytes_max"], table_elements=10_000_000)
         config = wasmtime.WasiConfig()
-        config.argv = [self._job["name"], *self._job["argv"]]
+        config.argv = [self._job["module"]["name"], *self._job["argv"]]
         config.env = self._job["env"].items()
         config.inherit_stdout()
         config.inherit_stderr()
         for preopen in self._job["preopens"]:
             _preopen(config, preopen)
         store.set_wasi(config)
-        for item in self._job["imports"]:
-            module = self._load(item["path"])
-            self._check_imports(store, module, f"import module {item['name']}")
-            self._linker.define_module(store, item["name"], module)
-        module = self._load(self._job["module"])
-        self._check_imports(store, module, "module")
         self._capture_output()
         self._watch_time()
         try:
-            instance = self._linker.instantiate(store, module)
-        except wasmtime.ExitTrap as error:
-            return _ended(error.code)
+            return self._call(store, self._link(store))
+        except _ExitError as error:
+            # As a shell would see it, except that no failure becomes a success.
+            code = error.code
+            return _ended(code if code <= 255 else code & 255 or 1)
         except wasmtime.Trap as error:
-            return _trapped(error)
+            end = _ended(134, "Trap", error.message)
         except wasmtime.WasmtimeError as error:
-            return self._not_instantiated(error)
-        return self._call(store, instance)
+            end = _ended(134, "Trap", str(error))
+        return self._blamed_on_memory(store, end)
+
+    def _link(self, store: wasmtime.Store) -> wasmtime.Instance:
+        for item in self._job["imports"]:
+            module = self._load(item)
+            self._check_imports(store, module, f"import module {item['name']}")
+            name = item["name"].removesuffix(".wasm")
+            with self._starting(f"import module {item['name']} cannot be linked"):
+                self._linker.define_module(store, name, module)
+        module = self._load(self._job["module"])
+        self._check_imports(store, module, "module")
+        with self._starting("the module cannot be instantiated"):
+            return self._linker.instantiate(store, module)
+
+    @contextlib.contextmanager
+    def _starting(self, what: str) -> Iterator[None]:
+        """Tell a module that does not fit from one whose start function ended or trapped."""
+        try:
+            yield
+        except wasmtime.Trap:
+            raise
+        except wasmtime.WasmtimeError as error:
+            if "memory limits" not in str(error) and "memory minimum size" not in str(error):
+                raise StartError(f"{what}: {error}") from error
+            limit = self._job["memory_bytes_max"]
+            raise MemoryNeededError(f"needs more than {limit} bytes to start: {error}") from error
 
     def _call(self, store: wasmtime.Store, instance: wasmtime.Instance) -> End:
         exports = instance.exports(store)
@@ -176,31 +226,30 @@ class _Run:
         if kind.params or kind.results:
             raise StartError(f"function {entrypoint} must take no parameters and return nothing")
         initialize = exports.get("_initialize")
-        try:
-            if entrypoint != "_start" and isinstance(initialize, wasmtime.Func):
-                initialize(store)
-            function(store)
-        except wasmtime.ExitTrap as error:
-            return _ended(error.code)
-        except wasmtime.Trap as error:
-            end = _trapped(error)
-        except wasmtime.WasmtimeError as error:
-            end = _ended(134, "Trap", str(error))
-        else:
-            return _ended(0)
-        size = _memory_size(store, exports)
-        limit = self._job["memory_bytes_max"]
-        # A refused growth is not reported as such. A program that traps with its memory (almost)
-        # at the limit did so because an allocation failed.
-        if size and limit - size < max(limit // 8, 2 * 1024 * 1024):
-            message = f"trapped with {size} of {limit} bytes of memory in use: {end.message}"
-            return _ended(137, "OutOfMemory", message)
-        return end
+        self._exports = exports
+        if entrypoint != "_start" and isinstance(initialize, wasmtime.Func):
+            initialize(store)
+        function(store)
+        return _ended(0)
 
-    def _load(self, path: str) -> wasmtime.Module:
+    def _blamed_on_memory(self, store: wasmtime.Store, end: End) -> End:
+        """A refused growth of memory is not reported as such. A program that traps with its
+        memory (almost) at the limit did so because an allocation failed."""
+        sizes = [
+            m.data_len(store) for m in self._exports.values() if isinstance(m, wasmtime.Memory)
+        ]
+        size, limit = max(sizes, default=0), self._job["memory_bytes_max"]
+        if not size or limit - size >= max(limit // 8, 2 * 1024 * 1024):
+            return end
+        message = f"trapped with {size} of {limit} bytes of memory in use: {end.message}"
+        return _ended(137, "OutOfMemory", message)
+
+    def _load(self, code: protocol.Code) -> wasmtime.Module:
         try:
-            return wasmtime.Module.deserialize_file(self._engine, path)
+            return wasmtime.Module.deserialize_file(self._engine, code["path"])
         except wasmtime.WasmtimeError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(code["cached"])  # the next run has it compiled anew
             raise StartError(
                 f"the compiled module cannot be loaded: {error}", is_system_fault=True
             ) from error
@@ -215,13 +264,6 @@ class _Run:
                     f"the {what} imports {item.module}.{name}, which neither WASI preview 1 nor "
                     "an import module provides; add the module to importModules"
                 ) from error
-
-    def _not_instantiated(self, error: wasmtime.WasmtimeError) -> End:
-        text = str(error)
-        if "exceeds memory limits" in text or "memory minimum size" in text:
-            limit = self._job["memory_bytes_max"]
-            return _ended(137, "OutOfMemory", f"it needs more than {limit} bytes to start: {text}")
-        return _ended(None, "StartFailed", f"the module cannot be instantiated: {text}")
 
     def _capture_output(self) -> None:
         """Lead file descriptors 1 and 2 through a thread into the log.
@@ -307,15 +349,6 @@ def _ended(
     exit_code: int | None, reason: str = "", message: str = "", *, is_fault: bool = False
 ) -> End:
     return End(exit_code, time.time(), reason, records.printable(message), is_fault)
-
-
-def _trapped(error: wasmtime.Trap) -> End:
-    return _ended(134, "Trap", error.message)
-
-
-def _memory_size(store: wasmtime.Store, exports: Mapping[str, object]) -> int:
-    sizes = [m.data_len(store) for m in exports.values() if isinstance(m, wasmtime.Memory)]
-    return max(sizes, default=0)
 
 
 def _preopen(config: wasmtime.WasiConfig, preopen: protocol.Preopen) -> None:

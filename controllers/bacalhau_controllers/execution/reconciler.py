@@ -132,10 +132,9 @@ class ExecutionReconciler:
             is_same = old.spec.disconnect == new.spec.disconnect
             if is_same and old.metadata.uid == new.metadata.uid:
                 return
-        for job in (old, new):
-            if job is not None:
-                for execution in self._state.cache.owned_by(job.metadata.uid, "Execution"):
-                    yield execution.ref
+        for uid in dict.fromkeys(job.metadata.uid for job in (old, new) if job is not None):
+            for execution in self._state.cache.owned_by(uid, "Execution"):
+                yield execution.ref
 
 
 def _view(node: Node) -> tuple[object, ...]:

@@ -7,14 +7,16 @@ from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Execution
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Sight, look, takes_results
-from bacalhau_controllers.job.slots import SlotView, names
+from bacalhau_controllers.job.owned import SlotView
+from bacalhau_controllers.job.slots import names
 from bacalhau_controllers.job.tally import Tally
 
 
 def take_results(draft: Draft, sight: Sight) -> Tally:
     """Accept what succeeded in the meantime, whatever became of the job; count the slots."""
-    tally = Tally(total=draft.job.status.slots.total)
-    for view in draft.view.slots.values():
+    current = draft.view.current
+    tally = Tally(total=draft.job.status.slots.total, succeeded=current.closed)
+    for view in current.open_views():
         found = look(view, sight)
         if found.state is Is.DONE:
             assert found.execution is not None
@@ -37,7 +39,7 @@ def take_older_results(draft: Draft, sight: Sight) -> None:
     if not takes_results(draft.job):
         return
     for generation in _kept(draft):
-        for view in draft.view.older[generation].values():
+        for view in draft.view.older[generation].open_views():
             if view.acceptance is None:
                 found = look(view, sight)
                 if found.state is Is.DONE and found.execution is not None:
@@ -81,8 +83,10 @@ def is_ready_for_removal(draft: Draft) -> bool:
 def remove_everything(draft: Draft) -> None:
     """Delete all that a job owns, as far as one plan can."""
     draft.update.clear()
-    for slots in (draft.view.slots, *draft.view.older.values()):
-        for view in slots.values():
+    for group in (draft.view.current, *draft.view.older.values()):
+        for view in group.slots.values():
+            if draft.is_full:
+                return
             _remove_slot(view, draft)
     for publication in draft.view.publications.values():
         draft.remove(publication)
@@ -91,15 +95,16 @@ def remove_everything(draft: Draft) -> None:
 def prune(draft: Draft, sight: Sight) -> None:
     """Delete what is too old for the live set; the history keeps it. Never the accepted attempt
     or the newest one, and nothing that still runs on a node that can be told to stop."""
-    for view in draft.view.slots.values():
-        _prune_attempts(view, draft)
     kept = _kept(draft)
-    for generation in sorted(draft.view.older):
-        for view in draft.view.older[generation].values():
-            if generation in kept:
-                _prune_attempts(view, draft)
-            elif not _is_in_use(view, draft, sight):
-                _remove_slot(view, draft)
+    groups = [draft.view.current, *(draft.view.older[number] for number in kept)]
+    for group in groups:
+        for key in group.retried:
+            _prune_attempts(group.slots[key], draft)
+    for number in sorted(draft.view.older):
+        if number not in kept:
+            for view in draft.view.older[number].slots.values():
+                if not _is_in_use(view, draft, sight):
+                    _remove_slot(view, draft)
 
 
 def _kept(draft: Draft) -> list[int]:
@@ -135,8 +140,10 @@ def _prune_attempts(view: SlotView, draft: Draft) -> None:
 def _remove_slot(view: SlotView, draft: Draft) -> None:
     for execution in view.attempts:
         draft.remove(execution)
+        if execution.ref not in draft.delete:  # no room: the rest follows in the next plan
+            return
         publication = draft.view.publications.get(execution.name)
         if publication is not None:
             draft.remove(publication)
-    if view.acceptance is not None and not draft.is_full:
+    if view.acceptance is not None:
         draft.remove(view.acceptance)

@@ -146,9 +146,11 @@ class Draft:
 
     def remove(self, item: Execution | Acceptance | Publication) -> None:
         """Delete an object."""
-        if item.ref not in self.delete and self.has_room():
+        if item.ref in self.delete or not self.has_room():
+            return
+        if self.update.pop(item.name, None) is None:
             self._used += 1
-            self.delete[item.ref] = item
+        self.delete[item.ref] = item
 
     def wait(
         self,

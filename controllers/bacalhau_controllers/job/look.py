@@ -12,6 +12,7 @@ from bacalhau_api.v1.execution import Desired, Execution, Phase, execution_name
 from bacalhau_api.v1.job import Job, JobType
 from bacalhau_api.v1.node import Node
 from bacalhau_controllers.disconnect import EffectiveDisconnect, effective_disconnect
+from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.retry import (
     End,
     end_of,
@@ -21,7 +22,6 @@ from bacalhau_controllers.job.retry import (
     run_time,
 )
 from bacalhau_controllers.job.settings import JobSettings
-from bacalhau_controllers.job.slots import SlotView
 from bacalhau_controllers.placement import NodeTable
 
 

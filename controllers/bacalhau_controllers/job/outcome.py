@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import JobPhase
-from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.placing import Placer
 from bacalhau_controllers.job.tally import Tally
 
@@ -23,8 +21,3 @@ class Outcome:
     reason: str = ""
     message: str = ""
     ops_nodes: tuple[str, ...] | None = None
-
-
-def attempts(draft: Draft) -> list[Execution]:
-    """All attempts of the current generation."""
-    return [e for view in draft.view.slots.values() for e in view.attempts]

@@ -1,12 +1,13 @@
 """Finds places for the attempts that slots need, and remembers the verdicts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from bacalhau_api.v1.execution import Execution, Phase
+from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, Verdict
 from bacalhau_controllers.job.draft import Draft, Queued
 from bacalhau_controllers.job.look import Look
-from bacalhau_controllers.job.slots import SlotView, new_execution
+from bacalhau_controllers.job.owned import Group, SlotView
+from bacalhau_controllers.job.slots import new_execution
 from bacalhau_controllers.placement import (
     Amounts,
     NodeTable,
@@ -27,13 +28,12 @@ ANY_SLOT = "*"
 
 def request_of(
     job: Job,
-    executions: Iterable[Execution],
+    generation: Group | None,
     nodes: NodeTable,
     *,
-    only: Iterable[str] | None = None,
     amounts: Amounts | None = None,
 ) -> Request:
-    """What a job asks for. `executions` are those of the current generation."""
+    """What a job asks for. `generation` is the current one, None if refusals do not matter."""
     if amounts is None:
         amounts = amounts_of(job.spec.task.resources, nodes.defaults)
     return Request(
@@ -41,27 +41,24 @@ def request_of(
         job_uid=job.metadata.uid,
         shape=shape_of(job),
         amounts=amounts,
-        refused=refused_nodes(executions, nodes),
-        only=None if only is None else frozenset(only),
+        refused=refused_nodes(generation, nodes) if generation else {},
     )
 
 
-def refused_nodes(executions: Iterable[Execution], nodes: NodeTable) -> dict[str, str]:
+def refused_nodes(generation: Group, nodes: NodeTable) -> dict[str, str]:
     """The nodes that refused this generation, with their words.
 
     A refusal counts for as long as the node stays connected: one that came back since may have
     been given another configuration, and is asked again, once for each time.
     """
     refused: dict[str, str] = {}
-    for execution in executions:
+    for execution in generation.refusals.values():
         report = execution.status.report
-        if report is None or report.phase is not Phase.REJECTED:
-            continue
         node = nodes.node(execution.spec.node)
         made = execution.metadata.creation_timestamp
         since = node.status.connected_since if node else None
         if since is None or made is None or since <= made:
-            refused[execution.spec.node] = report.message or report.reason
+            refused[execution.spec.node] = (report.message or report.reason) if report else ""
     return refused
 
 
@@ -89,7 +86,7 @@ class Placer:
     @property
     def waiting(self) -> int:
         """How many slots found no place."""
-        return len(self._waiting)
+        return len(self._waiting) + (self._postponed if self._waiting else 0)
 
     def place(self, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on the best node. None if there is none, or no more room in
@@ -126,6 +123,10 @@ class Placer:
             self._wait(search, view)
             return None
         return self._create(search, view, found, row)
+
+    def postpone(self, count: int) -> None:
+        """So many more slots need a place, and were not asked for."""
+        self._postponed += count
 
     def wait_for_match(self) -> None:
         """No node matches the job at all: wait for one."""

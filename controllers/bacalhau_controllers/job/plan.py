@@ -5,17 +5,18 @@ logging. The one thing that a plan changes is the node table: a place that it gi
 at once, so that the next plan does not give it out again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from bacalhau_api.errors import TerminalError
-from bacalhau_api.v1.execution import Acceptance, Execution, Publication
+from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, JobPhase, JobType
 from bacalhau_controllers.job import cleanup, status
 from bacalhau_controllers.job.draft import Draft, Plan, without_job
 from bacalhau_controllers.job.look import Sight
 from bacalhau_controllers.job.outcome import Outcome
+from bacalhau_controllers.job.owned import Owned
 from bacalhau_controllers.job.placing import CAPACITY
 from bacalhau_controllers.job.settings import JobSettings
 from bacalhau_controllers.job.slots import JobView, names
@@ -32,14 +33,12 @@ _TURN_SECONDS = 1.0
 class Inputs:
     """What a plan is made from.
 
-    `executions`, `acceptances` and `publications` are all that the job owns. `held` names nodes
-    whose room is kept for jobs that go first, with the reason.
+    `owned` is all that the job owns. `held` names nodes whose room is kept for jobs that go first,
+    with the reason.
     """
 
     job: Job
-    executions: Sequence[Execution]
-    acceptances: Sequence[Acceptance]
-    publications: Sequence[Publication]
+    owned: Owned
     nodes: NodeTable
     now: datetime
     held: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +57,7 @@ def plan(inputs: Inputs) -> Plan:
             f"{job.ref} has no uid, so nothing can be made for it",
             hint="create it through the API",
         )
-    view = JobView(job, inputs.executions, inputs.acceptances, inputs.publications)
+    view = JobView(job, inputs.owned)
     draft = Draft(view, inputs.settings, inputs.now)
     sight = Sight.of(job, inputs.nodes, inputs.settings, inputs.now)
     if job.is_deleting:

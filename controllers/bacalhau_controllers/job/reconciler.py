@@ -7,7 +7,6 @@ plan is made without a pause in between, so what it sets aside cannot be given o
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from bacalhau_api.errors import BacalhauError, ConflictError, TerminalError
 from bacalhau_api.meta import Ref, Resource
@@ -18,6 +17,7 @@ from bacalhau_controllers.contract import Clock, Result
 from bacalhau_controllers.controller import Watch, owners_of_kind
 from bacalhau_controllers.job import status
 from bacalhau_controllers.job.draft import Plan, Queued
+from bacalhau_controllers.job.owned import Owned
 from bacalhau_controllers.job.placing import CAPACITY, request_of
 from bacalhau_controllers.job.plan import Inputs, plan
 from bacalhau_controllers.job.queue import WaitQueue, rank_of
@@ -27,8 +27,6 @@ from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Why
 
 logger = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Resource)
 
 _ACTOR = "job-reconciler"
 
@@ -67,7 +65,9 @@ class JobReconciler:
         }
         # Jobs that follow every node: kept apart, so that a node's change does not walk all jobs.
         self._daemons: dict[Ref, None] = {}
-        for kind in ("Node", "Execution", "Job"):
+        # By the job's uid. The same objects as in the cache, grouped.
+        self._owned: dict[str, Owned] = {}
+        for kind in ("Node", "Execution", "Acceptance", "Publication", "Job"):
             for resource in state.cache.list(kind):
                 self._observe(None, resource)
         state.cache.observe(self._observe)
@@ -112,9 +112,7 @@ class JobReconciler:
         now = self._clock.now()
         return Inputs(
             job=job,
-            executions=self._owned(job, Execution),
-            acceptances=self._owned(job, Acceptance),
-            publications=self._owned(job, Publication),
+            owned=self._owned.get(job.metadata.uid) or Owned(),
             nodes=self.nodes,
             now=now,
             held=self.queue.held(job.ref, rank_of(job, now), self._clock.monotonic()),
@@ -159,14 +157,12 @@ class JobReconciler:
     def _leave_queue(self, ref: Ref) -> None:
         self._wake_all(self.queue.remove(ref))
 
-    def _owned(self, job: Job, kind: type[R]) -> tuple[R, ...]:
-        found = self._state.cache.owned_by(job.metadata.uid, kind.__name__)
-        return tuple(item for item in found if isinstance(item, kind))
-
     # -- what changes ----------------------------------------------------------------------------
 
     def _observe(self, old: Resource | None, new: Resource | None) -> None:
         changed = new or old
+        if isinstance(changed, (Execution, Acceptance, Publication)):
+            self._group(changed, is_there=new is not None)
         if isinstance(changed, (Node, Execution)):
             self.nodes.apply(old, new, self._now())
             self._wake_waiting()
@@ -177,6 +173,16 @@ class JobReconciler:
                 self._daemons.pop(changed.ref, None)
             if new is None:
                 self._leave_queue(changed.ref)
+
+    def _group(self, changed: Execution | Acceptance | Publication, *, is_there: bool) -> None:
+        uid = changed.spec.job_uid
+        owned = self._owned.setdefault(uid, Owned())
+        if is_there:
+            owned.put(changed)
+            return
+        owned.remove(changed)
+        if owned.is_empty:
+            del self._owned[uid]
 
     def _wake_waiting(self) -> None:
         improved = self.nodes.take_improved()
@@ -211,7 +217,9 @@ class JobReconciler:
         is_partition = not resource.spec.type.is_per_node
         if waiting is None or waiting.what != CAPACITY or not is_partition:
             return
-        request = request_of(resource, self._owned(resource, Execution), self.nodes)
+        owned = self._owned.get(resource.metadata.uid) or Owned()
+        generation = owned.groups.get(resource.metadata.generation)
+        request = request_of(resource, generation, self.nodes)
         rank = rank_of(resource, self._clock.now())
         queued = Queued(request, max(resource.status.slots.waiting, 1))
         self.queue.put(resource.ref, rank, queued, self._clock.monotonic())

@@ -8,6 +8,7 @@ both, the old one goes first. A daemon never runs twice on a node: the old one g
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Execution
@@ -15,10 +16,10 @@ from bacalhau_api.v1.job import JobPhase
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, look
-from bacalhau_controllers.job.outcome import Outcome, attempts
+from bacalhau_controllers.job.outcome import Outcome
+from bacalhau_controllers.job.owned import SlotKey, SlotView
 from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
-from bacalhau_controllers.job.slots import SlotKey, SlotView
-from bacalhau_controllers.job.tally import Tally
+from bacalhau_controllers.job.tally import Tally, started_at
 from bacalhau_controllers.placement import Request, fits, shape_of
 from bacalhau_controllers.placement.resources import Amounts
 from bacalhau_controllers.placement.rules import RULES
@@ -38,13 +39,19 @@ class _Place:
     old: list[Execution]
     is_needed: bool = False
 
-    def is_new_running(self, sight: Sight) -> bool:
-        """Whether the new generation serves here."""
+    def is_new_ready(self, sight: Sight) -> bool:
+        """Whether the new generation serves here, and did not just begin to."""
+        if self.found.state is Is.ACCEPTED:
+            return True
+        ready_at = self.ready_at(sight)
+        return ready_at is not None and ready_at <= sight.now
+
+    def ready_at(self, sight: Sight) -> datetime | None:
+        """From when the new execution counts; None if it does not run."""
         found = self.found.execution
-        is_there = self.found.state in (Is.LIVE, Is.ACCEPTED)
-        return self.found.state is Is.ACCEPTED or (
-            is_there and found is not None and sight.is_running(found)
-        )
+        if self.found.state is not Is.LIVE or found is None or not sight.is_running(found):
+            return None
+        return started_at(found, sight.now) + timedelta(seconds=sight.settings.ready_seconds)
 
     def is_old_running(self, sight: Sight) -> bool:
         """Whether an earlier generation serves here, and was not told to stop."""
@@ -52,7 +59,7 @@ class _Place:
 
     def is_unsettled(self, sight: Sight) -> bool:
         """Whether the change is under way here: nothing serves, or the new one has begun."""
-        if self.is_new_running(sight):
+        if self.is_new_ready(sight):
             return False
         return not self.is_old_running(sight) or bool(self.view.attempts)
 
@@ -69,8 +76,9 @@ def service(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         place = _Place(view, look(view, sight), old.get(partition, []))
         place.is_needed = tally.settle(view, place.found, draft, sight)
         places.append(place)
-    request = request_of(draft.job, attempts(draft), sight.nodes)
+    request = request_of(draft.job, draft.view.current, sight.nodes)
     placer = Placer(draft, sight.nodes, held, request)
+    _wait_until_ready(places, draft, sight)
     unsettled = sum(place.is_unsettled(sight) for place in places)
     left = max(draft.job.spec.update.max_unavailable - unsettled, 0)
     for place in places:
@@ -81,8 +89,18 @@ def service(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     return _ended(Outcome(tally, placer), draft)
 
 
+def _wait_until_ready(places: Iterable[_Place], draft: Draft, sight: Sight) -> None:
+    """While a change is under way, look again when new executions have proved themselves."""
+    places = list(places)
+    if any(place.old for place in places):
+        times = (place.ready_at(sight) for place in places)
+        for at in times:
+            if at is not None and at > sight.now:
+                draft.look_again(at)
+
+
 def _scale_down(draft: Draft, count: int, old: dict[SlotKey, list[Execution]]) -> None:
-    for key, view in draft.view.slots.items():
+    for key, view in draft.view.current.slots.items():
         if isinstance(key, int) and key >= count:
             draft.stop_all(view.active, SCALED_DOWN)
     for key, executions in old.items():
@@ -94,14 +112,19 @@ def _advance_service(
     place: _Place, draft: Draft, sight: Sight, tally: Tally, placer: Placer, left: int
 ) -> int:
     """Move one slot on. Returns 1 if that made it unsettled."""
-    if place.is_new_running(sight):
+    if place.is_new_ready(sight):
         draft.stop_all(place.old, REPLACED)
         return 0
     if not place.is_needed:
         return 0
+    is_exclusive = any(port.static for port in draft.job.spec.task.network.ports)
     if not place.is_old_running(sight):
         # Nothing serves here, so nothing is lost by going on.
         draft.stop_all(place.old, REPLACED)
+        if is_exclusive and any(e.status.contact is Contact.REACHABLE for e in place.old):
+            tally.waiting += 1
+            draft.wait("Rollout", f"slot {place.view.slot}: the old execution is to end first")
+            return 0
         tally.add(placer.place(place.view, place.found), draft)
         return 0
     has_begun = bool(place.view.attempts)  # then it is among the unsettled already
@@ -109,8 +132,7 @@ def _advance_service(
         tally.running += 1
         draft.wait("Rollout", "the next slots follow once the new ones run")
         return 0
-    ports = draft.job.spec.task.network.ports
-    if any(port.static for port in ports):  # two of them cannot share a port
+    if is_exclusive:  # two of them cannot share a fixed port
         draft.stop_all(place.old, REPLACED)
         tally.waiting += 1
         draft.wait("Rollout", f"slot {place.view.slot}: the old execution is to end first")
@@ -143,7 +165,9 @@ def daemon(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     """Keep one execution on each matching node, those that join later included."""
     job, nodes = draft.job, sight.nodes
     old = _by_node(draft.view.older_active())
-    targets = {name for name in {*draft.view.slots, *old} if _stays(str(name), draft, sight)}
+    targets = {
+        name for name in {*draft.view.current.slots, *old} if _stays(str(name), draft, sight)
+    }
     targets |= set(nodes.matches(shape_of(job)))
     _leave(draft, sight, old, targets)
     tally, places = Tally(total=len(targets)), list[_Place]()
@@ -152,12 +176,13 @@ def daemon(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         place = _Place(view, look(view, sight), old.get(name, []))
         place.is_needed = tally.settle(view, place.found, draft, sight)
         places.append(place)
-    request = request_of(job, attempts(draft), nodes, amounts=None if targets else NOTHING)
+    request = request_of(job, draft.view.current, nodes, amounts=None if targets else NOTHING)
     placer = Placer(draft, nodes, held, request)
     if not targets:
         placer.wait_for_match()
     # A node that cannot be reached neither blocks the others nor counts as changed.
     reached = [p for p in places if _is_reached(p, sight)]
+    _wait_until_ready(places, draft, sight)
     unsettled = sum(p.is_unsettled(sight) for p in reached)
     left = max(job.spec.update.max_unavailable - unsettled, 0)
     for place in places:
@@ -206,7 +231,9 @@ def _leave(
     draft: Draft, sight: Sight, old: dict[str, list[Execution]], targets: set[SlotKey]
 ) -> None:
     """Stop what is on nodes where the daemon has no business any more."""
-    leaving = [e for key, v in draft.view.slots.items() if key not in targets for e in v.active]
+    leaving = [
+        e for key, v in draft.view.current.slots.items() if key not in targets for e in v.active
+    ]
     leaving += [e for name, found in old.items() if name not in targets for e in found]
     for execution in leaving:
         draft.stop(execution, DRAINED if sight.is_draining(execution) else NO_MATCH)
@@ -223,8 +250,8 @@ def _stays(name: str, draft: Draft, sight: Sight) -> bool:
 
 
 def _views(name: str, draft: Draft) -> Iterable[SlotView]:
-    for slots in (draft.view.slots, *draft.view.older.values()):
-        if (view := slots.get(name)) is not None:
+    for group in (draft.view.current, *draft.view.older.values()):
+        if (view := group.slots.get(name)) is not None:
             yield view
 
 

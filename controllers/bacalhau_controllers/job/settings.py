@@ -17,6 +17,8 @@ class JobSettings:
     delete_patience_seconds  a deletion waits so long for reachable nodes to confirm their stops
     fault_backoff_seconds the least pause after a fault of the system
     fault_backoff_seconds_max  the longest
+    ready_seconds         a new generation's execution has to run so long before the next old one
+                          is replaced: one that dies at once does not take the service with it
     long_run_seconds      a service that ran so long starts its backoff anew
     """
 
@@ -30,4 +32,5 @@ class JobSettings:
     delete_patience_seconds: float = 60.0
     fault_backoff_seconds: float = 1.0
     fault_backoff_seconds_max: float = 300.0
+    ready_seconds: float = 5.0
     long_run_seconds: float = 600.0

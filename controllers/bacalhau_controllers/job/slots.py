@@ -1,8 +1,7 @@
-"""The slots of a job and what is in them; and the objects that go there, by derived names."""
+"""One job with what is in its slots; and the objects that go there, by derived names."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime
 
 from bacalhau_api.meta import ObjectMeta, OwnerReference
@@ -13,7 +12,6 @@ from bacalhau_api.v1.execution import (
     Execution,
     ExecutionSpec,
     Publication,
-    PublicationPhase,
     PublicationSpec,
     Slot,
     acceptance_name,
@@ -21,63 +19,23 @@ from bacalhau_api.v1.execution import (
 )
 from bacalhau_api.v1.job import Job
 from bacalhau_controllers.disconnect import effective_disconnect
+from bacalhau_controllers.job.owned import Group, Owned, SlotKey, SlotView
 from bacalhau_controllers.placement import delivery
-
-SlotKey = int | str
-"""A partition, or for ops and daemon jobs a node."""
-
-
-def key_of(slot: Slot) -> SlotKey:
-    """The key of a slot within its generation."""
-    return slot.node or slot.partition
-
-
-@dataclass(slots=True)
-class SlotView:
-    """What is in one slot: its attempts in order, and the accepted result."""
-
-    slot: Slot
-    attempts: list[Execution] = field(default_factory=list)
-    acceptance: Acceptance | None = None
-
-    @property
-    def next_attempt(self) -> int:
-        """The number that a new attempt gets."""
-        return self.attempts[-1].spec.attempt + 1 if self.attempts else 0
-
-    @property
-    def active(self) -> list[Execution]:
-        """The attempts whose end was not reported."""
-        return [e for e in self.attempts if not e.phase.is_final]
 
 
 class JobView:
-    """All that a job owns, by generation and slot."""
+    """A job and what it owns: the current generation, and the earlier ones."""
 
-    def __init__(
-        self,
-        job: Job,
-        executions: Iterable[Execution],
-        acceptances: Iterable[Acceptance],
-        publications: Iterable[Publication],
-    ) -> None:
+    def __init__(self, job: Job, owned: Owned) -> None:
         self.job = job
         self.generation = job.metadata.generation
-        self.slots: dict[SlotKey, SlotView] = {}
-        self.older: dict[int, dict[SlotKey, SlotView]] = {}
-        self.publications: dict[str, Publication] = {p.name: p for p in publications}
-        for execution in executions:
-            self._view(execution.spec.slot).attempts.append(execution)
-        for acceptance in acceptances:
-            self._view(acceptance.spec.slot).acceptance = acceptance
-        for slots in (self.slots, *self.older.values()):
-            for view in slots.values():
-                if len(view.attempts) > 1:
-                    view.attempts.sort(key=lambda e: e.spec.attempt)
+        self.current = owned.groups.get(self.generation) or Group()
+        self.older = {n: g for n, g in owned.groups.items() if n != self.generation}
+        self.publications = owned.publications
 
     def slot(self, key: SlotKey) -> SlotView:
         """One slot of the current generation, empty if nothing was ever in it."""
-        view = self.slots.get(key)
+        view = self.current.slots.get(key)
         if view is not None:
             return view
         if isinstance(key, str):
@@ -86,29 +44,11 @@ class JobView:
 
     def older_active(self) -> list[Execution]:
         """What earlier generations have not ended yet."""
-        return [e for slots in self.older.values() for v in slots.values() for e in v.active]
+        return [e for number in sorted(self.older) for e in self.older[number].active()]
 
     def active(self) -> list[Execution]:
         """What has not ended yet, of all generations."""
-        return [e for v in self.slots.values() for e in v.active] + self.older_active()
-
-    def count_delivered(self) -> int:
-        """How many publications of the current generation arrived."""
-        return sum(
-            p.spec.slot.generation == self.generation
-            and p.status.phase is PublicationPhase.DELIVERED
-            for p in self.publications.values()
-        )
-
-    def _view(self, slot: Slot) -> SlotView:
-        slots = self.slots
-        if slot.generation != self.generation:
-            slots = self.older.setdefault(slot.generation, {})
-        key = slot.node or slot.partition
-        view = slots.get(key)
-        if view is None:
-            view = slots[key] = SlotView(slot)
-        return view
+        return self.current.active() + self.older_active()
 
 
 def _meta(job: Job, name: str, now: datetime) -> ObjectMeta:

@@ -7,7 +7,6 @@ from typing import Final
 
 from bacalhau_api.admission import EXECUTIONS_FINALIZER
 from bacalhau_api.meta import Condition, Waiting
-from bacalhau_api.v1.execution import PublicationPhase
 from bacalhau_api.v1.job import Job, JobPhase, JobStatus, SlotCounts, Verdict
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.outcome import Outcome
@@ -136,7 +135,7 @@ def closed(draft: Draft) -> JobStatus:
     """The status of a job that was over before: late results and deliveries still count."""
     status = draft.job.status
     counts = status.slots.but(
-        succeeded=_count_accepted(draft), delivered=draft.view.count_delivered()
+        succeeded=_count_accepted(draft), delivered=draft.view.current.delivered
     )
     if status.phase is JobPhase.FAILED:
         counts = counts.but(failed=max(min(counts.failed, counts.total - counts.succeeded), 0))
@@ -145,9 +144,10 @@ def closed(draft: Draft) -> JobStatus:
 
 def _count_accepted(draft: Draft) -> int:
     """Slots of the current generation that hold a result, with those of this plan."""
-    stored = sum(view.acceptance is not None for view in draft.view.slots.values())
     generation = draft.view.generation
-    return stored + sum(a.spec.slot.generation == generation for a in draft.accept)
+    return draft.view.current.accepted + sum(
+        a.spec.slot.generation == generation for a in draft.accept
+    )
 
 
 def _base(draft: Draft, tally: Tally) -> JobStatus:
@@ -162,7 +162,7 @@ def _base(draft: Draft, tally: Tally) -> JobStatus:
             running=tally.running,
             succeeded=tally.succeeded,
             failed=tally.failed,
-            delivered=draft.view.count_delivered(),
+            delivered=draft.view.current.delivered,
         ),
     )
 
@@ -212,15 +212,13 @@ def _conditions(draft: Draft, *, is_admitted: bool, is_over: bool) -> tuple[Cond
 
 
 def _delivery(draft: Draft, *, is_over: bool) -> tuple[str, bool, str, str]:
-    generation = draft.view.generation
-    mine = [p for p in draft.view.publications.values() if p.spec.slot.generation == generation]
-    delivered = sum(p.status.phase is PublicationPhase.DELIVERED for p in mine)
-    failed = [p for p in mine if p.status.phase is PublicationPhase.FAILED]
-    total = len(mine) + len(draft.publish)
+    current = draft.view.current
+    total = len(current.publications) + len(draft.publish)
+    failed = [current.publications[name] for name in current.failed_deliveries]
     if failed:
         report = failed[0].status.report
         why = report.message or report.reason if report else ""
         return DELIVERED, False, "DeliveryFailed", f"{failed[0].name}: {why}"
-    if is_over and delivered == total:
+    if is_over and current.delivered == total:
         return DELIVERED, True, "Delivered" if total else "NothingToDeliver", ""
     return DELIVERED, False, "Delivering" if total else "NoResultYet", ""

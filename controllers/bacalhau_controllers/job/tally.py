@@ -7,8 +7,8 @@ from bacalhau_api.v1.execution import Desired, Execution, Phase
 from bacalhau_api.v1.node import Membership
 from bacalhau_controllers.job.draft import JOB_RECONCILER, Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, reason_of
+from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.retry import STOP_EXECUTION_TIMEOUT, End
-from bacalhau_controllers.job.slots import SlotView
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def _watch(execution: Execution, draft: Draft, sight: Sight) -> None:
     timeout = execution.spec.task.timeouts.execution_timeout
     if timeout and execution.phase is Phase.RUNNING and execution.spec.desired is Desired.RUN:
         grace = sight.settings.timeout_grace_seconds
-        until = _started(execution, sight.now) + timedelta(seconds=timeout + grace)
+        until = started_at(execution, sight.now) + timedelta(seconds=timeout + grace)
         if until <= sight.now:
             draft.stop(execution, STOP_EXECUTION_TIMEOUT)
         else:
@@ -105,7 +105,7 @@ def _wait_for_end(execution: Execution, draft: Draft) -> None:
     draft.wait("Executions", f"{execution.name} is on {node}", mover=f"node {node}")
 
 
-def _started(execution: Execution, now: datetime) -> datetime:
+def started_at(execution: Execution, now: datetime) -> datetime:
     """When it started, by the node's clock if that can be right, else when it was made."""
     made = execution.metadata.creation_timestamp or now
     report = execution.status.report

@@ -4,16 +4,16 @@ A batch or ops job ends by itself; a service or daemon keeps its slots filled. H
 of the latter takes over is in `rollout.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bacalhau_api.v1.job import JobPhase, JobType
 from bacalhau_api.v1.node import Membership
 from bacalhau_controllers.job import rollout
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, look
-from bacalhau_controllers.job.outcome import NEW_GENERATION, Outcome, attempts
+from bacalhau_controllers.job.outcome import NEW_GENERATION, Outcome
+from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
-from bacalhau_controllers.job.slots import SlotView
 from bacalhau_controllers.job.tally import Tally
 from bacalhau_controllers.placement import shape_of
 
@@ -33,25 +33,39 @@ def work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
 
 def _batch(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     spec = draft.job.spec
-    tally, needed = Tally(total=spec.count), list[tuple[SlotView, Look]]()
+    current = draft.view.current
+    tally, needed = Tally(total=spec.count, succeeded=current.closed), list[tuple[SlotView, Look]]()
     draft.stop_all(draft.view.older_active(), NEW_GENERATION)
-    for partition in range(spec.count):
-        view = draft.view.slot(partition)
-        found = look(view, sight) if view.attempts or view.acceptance else Look(Is.NEEDED)
+    for view in current.open_views():
+        found = look(view, sight)
         if tally.settle(view, found, draft, sight):
             needed.append((view, found))
-    placer = Placer(draft, sight.nodes, held, request_of(draft.job, attempts(draft), sight.nodes))
+    placer = Placer(draft, sight.nodes, held, request_of(draft.job, current, sight.nodes))
     outcome = Outcome(tally, placer)
     if tally.failed:
         outcome.ended, outcome.reason = JobPhase.FAILED, "SlotFailed"
         outcome.message = tally.failure
-        tally.waiting += len(needed)
+        tally.waiting += len(needed) + spec.count - len(current.slots)
         return outcome
     for view, found in needed:
         tally.add(placer.place(view, found), draft)
+    if len(current.slots) < spec.count:
+        new = (n for n in range(spec.count) if n not in current.slots)
+        _begin(new, spec.count - len(current.slots), draft, tally, placer)
     if tally.is_settled and tally.succeeded == tally.total:
         outcome.ended, outcome.reason = JobPhase.COMPLETED, "AllSucceeded"
     return outcome
+
+
+def _begin(new: Iterator[int], count: int, draft: Draft, tally: Tally, placer: Placer) -> None:
+    """First attempts, as far as there are places and room in this plan."""
+    for partition in new:
+        placed = placer.place(draft.view.slot(partition), Look(Is.NEEDED))
+        if not tally.add(placed, draft):
+            tally.waiting += count - 1  # what one partition did not get, the others do not either
+            placer.postpone(count - 1)
+            return
+        count -= 1
 
 
 def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
@@ -59,7 +73,7 @@ def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     draft.stop_all(draft.view.older_active(), NEW_GENERATION)
     nodes = _ops_nodes(draft, sight)
     if not nodes:
-        request = request_of(draft.job, (), sight.nodes, amounts=NOTHING)
+        request = request_of(draft.job, None, sight.nodes, amounts=NOTHING)
         placer = Placer(draft, sight.nodes, held, request)
         placer.wait_for_match()
         return Outcome(Tally(), placer)
@@ -71,7 +85,7 @@ def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
             found = _unless_gone(name, found, sight)
         if tally.settle(view, found, draft, sight):
             needed.append((view, found))
-    request = request_of(draft.job, attempts(draft), sight.nodes)
+    request = request_of(draft.job, draft.view.current, sight.nodes)
     placer = Placer(draft, sight.nodes, held, request)
     for view, found in needed:
         tally.add(placer.place_on(view.slot.node, view, found), draft)
@@ -89,7 +103,7 @@ def _ops_nodes(draft: Draft, sight: Sight) -> tuple[str, ...]:
     job, status = draft.job, draft.job.status
     if status.observed_generation == job.metadata.generation and status.ops_nodes:
         return status.ops_nodes
-    known = [key for key in draft.view.slots if isinstance(key, str)]
+    known = [key for key in draft.view.current.slots if isinstance(key, str)]
     # If there are executions but no list, the status was lost: they are the list.
     return tuple(sorted(known)) or sight.nodes.matches(shape_of(job))
 

@@ -117,6 +117,8 @@ class Worker:
 
     async def _wait(self) -> None:
         """Until something happens, a timer is due, or progress is to be written."""
+        if self._duty is None and (todo := duty(self.state, self._site.limits)) is not None:
+            self._begin(self._do(todo))  # newly assigned: nothing was begun yet
         self._wake.clear()
         due = timer(self.execution, self.state, self._site.limits)
         seconds = WAIT_SECONDS_MAX

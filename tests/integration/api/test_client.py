@@ -80,9 +80,9 @@ def test_something_else_there(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Quiet) as other:
         thread = Thread(target=other.serve_forever)
         thread.start()
-        with Client(f"http://127.0.0.1:{other.server_port}") as client:
-            with pytest.raises(BacalhauError, match="the server answered 404|could not be read"):
-                client.get(Job, "a")
+        url = f"http://127.0.0.1:{other.server_port}"
+        with Client(url) as client, pytest.raises(BacalhauError, match="the server answered 404"):
+            client.get(Job, "a")
         other.shutdown()
         thread.join()
 

@@ -49,7 +49,7 @@ E, S, P = Role.ENGINE, Role.SOURCE, Role.PUBLISHER
          {"image": "a", "environmentVariables": ["A=b=c", "lower="], "workingDirectory": "/w"}),
         (E, "noop", {"durationSeconds": "1m", "exitCode": 3, "failOnAttempts": [0, 2]},
          {"durationSeconds": 60.0, "exitCode": 3, "failOnAttempts": [0, 2]}),
-        (E, "noop", {"FailOnAttempts": 2, "durationseconds": 0}, {"failOnAttempts": 2}),
+        (E, "noop", {"FailOnAttempts": 2, "durationseconds": 0}, {"failOnAttempts": [0, 1]}),
         (E, "quantum", {"Qubits": {"N": [1, 2.5, None]}}, {"Qubits": {"N": [1, 2.5, None]}}),
         (S, "LOCALDIRECTORY", {"SourcePath": "/a/", "ReadWrite": "true", "CreateAs": "NoCreate"},
          {"sourcePath": "/a", "readWrite": True}),
@@ -91,6 +91,8 @@ def test_parameters_are_stored_in_one_spelling(
         (E, "noop", {"durationSeconds": -1}, "at least 0"),
         (E, "noop", {"durationSeconds": float("nan")}, "is not finite"),
         (E, "noop", {"exitCode": 2**70}, "beyond the range"),
+        (E, "noop", {"failOnAttempts": 10**9}, "failOnAttempts: must be a list"),
+        (E, "noop", {"failOnAttempts": [-1]}, "failOnAttempts[0]: must be at least 0"),
         (E, "a b", {}, "must be a name"),
         (E, "", {}, "engine.type: is missing"),
         (E, "plug", {"x": {"y": object()}}, "is not plain data, but of type object"),
@@ -162,7 +164,7 @@ def test_implementations_decode_stored_parameters() -> None:
 
 
 def test_noop_fails_the_attempts_it_is_told_to() -> None:
-    first_two, listed = NoopParams(fail_on_attempts=2), NoopParams(fail_on_attempts=(1, 3))
+    first_two, listed = NoopParams.of({"failOnAttempts": 2}), NoopParams(fail_on_attempts=(1, 3))
     assert [first_two.fails_on(n) for n in range(4)] == [True, True, False, False]
     assert [listed.fails_on(n) for n in range(4)] == [False, True, False, True]
     assert not NoopParams().fails_on(0)

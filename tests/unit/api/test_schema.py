@@ -45,6 +45,11 @@ metadata: {name: plug}
 spec: {type: ops, tasks: [{engine: {type: quantum, params: {qubits: 5}}, publisher: null}]}
 ---
 apiVersion: bacalhau.org/v1
+kind: Job
+metadata: {name: trial}
+spec: {type: ops, tasks: [{engine: {type: noop, params: {failOnAttempts: 2, durationSeconds: 1m}}}]}
+---
+apiVersion: bacalhau.org/v1
 kind: Node
 metadata: {name: edge-1, labels: {zone: a}}
 spec: {membership: Approved, unschedulable: false, taints: [{key: gpu, value: "1"}]}
@@ -95,7 +100,7 @@ def test_example_documents_are_valid_for_schema_and_reader(document: Any) -> Non
 
 
 def test_the_examples_read_as_one_file() -> None:
-    assert len(parse_manifests(EXAMPLES)) == 5
+    assert len(parse_manifests(EXAMPLES)) == 6
 
 
 @pytest.mark.parametrize("document", WRONG, ids=lambda d: str(d)[:60])

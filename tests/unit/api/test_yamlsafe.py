@@ -296,6 +296,7 @@ def survives(text: str | bytes) -> None:
         assert got.problems
         assert str(got).encode()  # printable: no half surrogates
     else:
+        assert got  # nothing is ever passed over in silence
         assert all(document.resource.encode() for document in got)
 
 

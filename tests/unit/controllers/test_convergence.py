@@ -336,6 +336,7 @@ def run(seed: int, faults: int) -> tuple[float, int]:
             world.fault()
             world.check_no_bugs()
         world.heal()
+        loop.advance(5)  # the last fault takes its effect
         loop.run_until(lambda: world.is_settled, seconds_max=300)
         settled, writes = loop.time(), world.writes
         world.check_truth()

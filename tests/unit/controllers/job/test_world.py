@@ -1,7 +1,7 @@
 """The job reconciler at work: every type of job converges, and then nothing is written any more."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -52,6 +52,18 @@ def with_nodes(w: World, *names: str) -> World:
 
 def nodes_of(w: World, job: str) -> list[str]:
     return sorted(e.spec.node for e in w.running(job))
+
+
+def watch_lowest(w: World, job: str, watch: Callable[[], None] = lambda: None) -> int:
+    """Let a change of a job run its course; the least number that ran at any time."""
+    lowest: list[int] = []
+
+    def look() -> None:
+        watch()
+        lowest.append(len(w.running(job)))
+
+    w.settle(seconds=60, watch=look)
+    return min(lowest)
 
 
 # -- batch ---------------------------------------------------------------------------------------
@@ -535,12 +547,7 @@ def test_rollout_replaces_one_after_the_other(w: World) -> None:
     w.submit("s", make_spec(SERVICE, 3))
     w.settle()
     w.edit("s", run_nonce="2")
-    lowest = 3
-    for _ in range(40):
-        w.bench.loop.run_until_idle()
-        lowest = min(lowest, len(w.running("s")))
-        if not w.step():
-            break
+    lowest = watch_lowest(w, "s")
     assert lowest == 3, "there was room for both, so none had to be missing"
     assert len(w.running("s", generation=2)) == 3
     assert not w.running("s", generation=1)
@@ -559,13 +566,7 @@ def test_rollout_without_room_for_both_stops_the_old_first(w: World, wide: int) 
     w.submit("s", make_spec(SERVICE, 3, cpu=100))
     w.settle()
     w.edit("s", run_nonce="2", update=UpdateStrategy(max_unavailable=wide))
-    lowest = 3
-    for _ in range(60):
-        w.bench.loop.run_until_idle()
-        lowest = min(lowest, len(w.running("s")))
-        if not w.step():
-            break
-    w.settle(seconds=5)
+    lowest = watch_lowest(w, "s")
     assert lowest == 3 - wide
     assert len(w.running("s", generation=2)) == 3
 
@@ -576,11 +577,11 @@ def test_rollout_with_fixed_ports_stops_the_old_first(w: World) -> None:
     w.submit("s", make_spec(SERVICE, 1, task={"network": network}))
     w.settle()
     w.edit("s", run_nonce="2")
-    for _ in range(20):
-        w.bench.loop.run_until_idle()
+
+    def never_two() -> None:
         assert len([e for e in w.executions("s") if not e.phase.is_final]) <= 1
-        if not w.step():
-            break
+
+    w.settle(seconds=30, watch=never_two)
     assert len(w.running("s", generation=2)) == 1
 
 
@@ -621,12 +622,7 @@ def test_drain_moves_a_service_before_it_stops(w: World) -> None:
     w.settle()
     assert nodes_of(w, "s") == ["a"], "nowhere to go, so it stays"
     w.add_node("b")
-    lowest = 1
-    for _ in range(20):
-        w.bench.loop.run_until_idle()
-        lowest = min(lowest, len(w.running("s")))
-        if not w.step():
-            break
+    lowest = watch_lowest(w, "s")
     assert lowest == 1
     assert nodes_of(w, "s") == ["b"]
 
@@ -674,15 +670,12 @@ def test_daemon_rollout_is_one_node_at_a_time_and_never_two_on_one(w: World) -> 
     w.submit("d", make_spec(DAEMON))
     w.settle()
     w.edit("d", run_nonce="2")
-    lowest = 3
-    for _ in range(60):
-        w.bench.loop.run_until_idle()
-        lowest = min(lowest, len(w.running("d")))
+
+    def never_two() -> None:
         alive = Counter(e.spec.node for e in w.executions("d") if not e.phase.is_final)
         assert max(alive.values(), default=0) <= 1
-        if not w.step():
-            break
-    assert lowest == 2
+
+    assert watch_lowest(w, "d", never_two) == 2
     assert len(w.running("d", generation=2)) == 3
 
 
@@ -692,10 +685,10 @@ def test_daemon_rollout_is_not_blocked_by_an_absent_node(w: World) -> None:
     w.settle()
     w.silence("a")
     w.edit("d", run_nonce="2")
-    w.settle()
+    w.settle(seconds=20)
     assert sorted(e.spec.node for e in w.running("d", generation=2)) == ["b", "c"]
     w.hear("a")
-    w.settle()
+    w.settle(seconds=20)
     assert len(w.running("d", generation=2)) == 3
 
 
