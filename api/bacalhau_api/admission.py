@@ -2,10 +2,11 @@
 
 Canonical and defaulted specs are stored and compared, so that a file applied again changes nothing,
 however its quantities, paths or parameter names are spelled. The generation grows only with what
-affects a run (`run_hash`). What the server owns (status, uid, finalizers, annotations of its own,
-`stopGeneration`, `rerunNonce`) outlives every submission.
+affects a run (`run_hash`). What the server owns (status, uid, finalizers, keys beginning with
+`bacalhau.org/`, `stopGeneration`, `rerunNonce`) outlives every submission.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -129,21 +130,25 @@ def _check_type(existing: Job, wanted: Job) -> None:
 
 
 def _updated(existing: Job, wanted: Job) -> Admitted:
+    old = existing.metadata
     spec = wanted.spec.but(
-        stop_generation=existing.spec.stop_generation, rerun_nonce=existing.spec.rerun_nonce
+        stop_generation=existing.spec.stop_generation,
+        rerun_nonce=existing.spec.rerun_nonce,
+        meta=_with_reserved(existing.spec.meta, wanted.spec.meta),
     )
-    own = {
-        k: v for k, v in existing.metadata.annotations.items() if k.startswith(RESERVED_KEY_PREFIX)
-    }
-    annotations = own | wanted.metadata.annotations
     runs_anew = spec != existing.spec and run_hash(spec) != run_hash(_comparable(existing))
     job = existing.but(spec=spec).with_meta(
-        labels=wanted.metadata.labels,
-        annotations=annotations,
-        generation=existing.metadata.generation + runs_anew,
+        labels=_with_reserved(old.labels, wanted.metadata.labels),
+        annotations=_with_reserved(old.annotations, wanted.metadata.annotations),
+        generation=old.generation + runs_anew,
     )
     outcome: Outcome = "unchanged" if job == existing else "configured"
     return Admitted(existing if outcome == "unchanged" else job, outcome, _warnings(job))
+
+
+def _with_reserved(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """The new entries, and those of the old ones that only the system writes."""
+    return {k: v for k, v in old.items() if k.startswith(RESERVED_KEY_PREFIX)} | dict(new)
 
 
 def _comparable(existing: Job) -> JobSpec:

@@ -144,6 +144,8 @@ def _one_of(*words: str) -> BeforeValidator:
 
 def _first_attempts(value: Any) -> Any:
     """A number of attempts is kept as the list of them."""
+    if isinstance(value, list):
+        return tuple(value)
     is_count = isinstance(value, int) and not isinstance(value, bool)
     return tuple(range(value)) if is_count and 0 <= value <= ATTEMPTS_MAX else value
 

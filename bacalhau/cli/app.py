@@ -47,7 +47,7 @@ def main(
     ] = "",
     api_host: Annotated[str, typer.Option(help="The server's host or address.")] = "",
     api_port: Annotated[str, typer.Option(help="The server's port.")] = "",
-    debug: Annotated[bool, typer.Option(help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Options that every command takes, anywhere on the line."""
     if not server and (api_host or api_port):

@@ -1,6 +1,6 @@
 """The OpenAPI document without a running server: it depends on types alone.
 
-    python -m bacalhau.server.openapi > docs/openapi.json
+python -m bacalhau.server.openapi > docs/openapi.json
 """
 
 import json

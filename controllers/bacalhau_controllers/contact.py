@@ -36,6 +36,15 @@ class Want:
     grace_seconds: float = 0.0
 
 
+NODE_ACK_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 60.0
+STOP_GRACE_SECONDS: Final = 60.0
+
+TOLD_GRACE_SECONDS: Final = 120.0
+"""A node keeps its own deadlines and reports that they have passed; this is how much later it is
+taken to have forgotten."""
+
+
 @dataclass(frozen=True, slots=True)
 class Age:
     """For how long this process knows of a wait, by its monotonic clock. `is_whole`: it saw the
@@ -106,6 +115,18 @@ def judge(case: Case, now: datetime) -> Verdict:
     if case.incarnation and ledger and ledger != case.incarnation:
         return _forgotten(case, node, now)
     return _heard(case, node, now)
+
+
+def told_want(told: Waiting) -> Want:
+    """What the node itself says it waits for. Only the length of the wait is taken from its clock,
+    which may be wrong."""
+    seconds = None if told.until is None else max(0.0, (told.until - told.since).total_seconds())
+    return Want(told.what, told.message, told.mover, seconds, TOLD_GRACE_SECONDS)
+
+
+def is_told_anew(told: Waiting | None, before: Waiting | None) -> bool:
+    """Whether the node speaks of another wait than it did in its last report."""
+    return told is not None and (before is None or told.since != before.since)
 
 
 def final_verdict(
@@ -206,11 +227,14 @@ def _heard(case: Case, node: Node, now: datetime) -> Verdict:
         return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=waiting)
     until = waiting.since + timedelta(seconds=want.seconds)
     age = _seconds_waited(case, waiting, now)
-    left = want.seconds + want.grace_seconds - age
-    if left > 0:
-        waiting = waiting.but(until=until)
-        return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=waiting, again=left)
-    return _overdue(case, waiting, now, over_seconds=-left)
+    over = age - want.seconds - want.grace_seconds
+    # What began under an earlier leader may be over long since, and about to be reported.
+    grace = 0.0 if case.age.is_whole else case.silence.grace_left_seconds
+    if over >= 0 and grace <= 0:
+        return _overdue(case, waiting, now, over_seconds=over)
+    waiting = waiting.but(until=until)
+    again = max(-over, grace)
+    return _verdict(case, now, Contact.REACHABLE, "Reachable", "", waiting=waiting, again=again)
 
 
 def _overdue(case: Case, waiting: Waiting, now: datetime, *, over_seconds: float) -> Verdict:
@@ -223,8 +247,10 @@ def _overdue(case: Case, waiting: Waiting, now: datetime, *, over_seconds: float
     if seconds is None:
         waiting = waiting.but(until=None)
         return _verdict(case, now, Contact.UNKNOWN, reason, message, since=since, waiting=waiting)
-    left = seconds - over_seconds
-    if left <= 0 and case.contact is not Contact.REACHABLE:
+    # However long ago it began, and whatever the clock says: first it is Unknown, and then this
+    # process itself must have waited for as long as the limit.
+    left = seconds - min(over_seconds, case.age.seconds, (now - since).total_seconds())
+    if left <= 0:
         return _verdict(case, now, Contact.LOST, reason, message)
     return _verdict(
         case,
@@ -234,7 +260,7 @@ def _overdue(case: Case, waiting: Waiting, now: datetime, *, over_seconds: float
         message,
         since=since,
         waiting=waiting.but(until=since + timedelta(seconds=seconds)),
-        again=max(left, 1.0),
+        again=left,
     )
 
 

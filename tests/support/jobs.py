@@ -38,7 +38,9 @@ texts = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20),
 )
 _keys = st.text(_LETTERS + "._/-", min_size=1, max_size=20)
-_text_maps = st.dictionaries(_keys, texts, max_size=4)
+_text_maps = st.dictionaries(
+    _keys.filter(lambda key: not key.startswith("bacalhau.org/")), texts, max_size=4
+)
 _env = st.dictionaries(
     st.text(string.ascii_uppercase, min_size=1, max_size=8),
     texts.filter(lambda x: not x.startswith("env:")),

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--force", help="At once, whatever still has to be cleaned up.")
         ] = False,
         ignore_not_found: Annotated[
-            bool, typer.Option(help="What is gone already is no error.")
+            bool, typer.Option("--ignore-not-found", help="What is gone already is no error.")
         ] = False,
     ) -> None:
         """Delete jobs or nodes."""

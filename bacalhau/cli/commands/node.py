@@ -77,9 +77,7 @@ def token(
 
     name = f" --name {node}" if node else ""
     note(f"good once, for {made.ttl_seconds} s; on the machine that is to join:")
-    note(
-        f"  bacalhau serve --role compute --orchestrator {session.address} --token TOKEN{name}"
-    )
+    note(f"  bacalhau serve --role compute --orchestrator {session.address} --token TOKEN{name}")
 
 
 def _each(context: typer.Context, verb: Verb, nodes: list[str]) -> None:

@@ -71,14 +71,18 @@ def serve(
     ] = NATS_PORT,
     nats_url: Annotated[str, typer.Option(help="Use this NATS instead of the embedded one.")] = "",
     require_approval: Annotated[
-        bool, typer.Option(help="Nodes that join wait for `bacalhau node approve`.")
+        bool,
+        typer.Option(
+            "--require-approval", help="Nodes that join wait for `bacalhau node approve`."
+        ),
     ] = False,
     allow_path: Annotated[
         list[str] | None,
         typer.Option(help="PATTERN[:ro|:rw] of local paths jobs may use, repeatable."),
     ] = None,
     allow_private_urls: Annotated[
-        bool, typer.Option(help="Let jobs fetch inputs from private addresses.")
+        bool,
+        typer.Option("--allow-private-urls", help="Let jobs fetch inputs from private addresses."),
     ] = False,
     cpu: Annotated[str, typer.Option(help="CPUs to offer, such as 3.5 or 3500m.")] = "",
     memory: Annotated[str, typer.Option(help="Memory to offer, such as 8GB.")] = "",
@@ -86,7 +90,11 @@ def serve(
     gpu: Annotated[int | None, typer.Option(min=0, help="GPUs to offer.")] = None,
     max_executions: Annotated[int | None, typer.Option(min=1, help="Executions at a time.")] = None,
     relaxed_durability: Annotated[
-        bool, typer.Option(help="Acknowledge writes before they are on disk. Faster, not safe.")
+        bool,
+        typer.Option(
+            "--relaxed-durability",
+            help="Acknowledge writes before they are on disk. Faster, not safe.",
+        ),
     ] = False,
     on_exit: Annotated[
         str, typer.Option(help="keep or stop running workloads when this process ends.")

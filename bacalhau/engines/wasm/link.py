@@ -123,7 +123,10 @@ class ZygoteLink:
         for path in self._sockets():
             if path != self._path:
                 with contextlib.suppress(OSError):
-                    (await self._dial(path, protocol.encode({"op": "drain"}))).close()
+                    sock = await self._dial(path, protocol.encode({"op": "drain"}))
+                    # Closing with something unread would discard what was sent.
+                    sock.shutdown(socket.SHUT_WR)
+                    await _read_to_end(sock, _CONNECT_SECONDS_MAX)
 
     async def shutdown_all(self) -> None:
         """End every zygote of this directory, with whatever still runs. Done when they are gone.
@@ -136,17 +139,10 @@ class ZygoteLink:
             except OSError:
                 path.unlink(missing_ok=True)  # nobody listens: left behind by a kill
                 continue
-            loop = asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(_SHUTDOWN_SECONDS_MAX):
-                    while await loop.sock_recv(sock, protocol.MESSAGE_BYTES_MAX):
-                        pass
-            except ConnectionError:
-                pass
+                await _read_to_end(sock, _SHUTDOWN_SECONDS_MAX)
             except TimeoutError as error:
                 raise UnavailableError("the wasm engine's fork server does not end") from error
-            finally:
-                sock.close()
 
     async def close(self) -> None:
         """Let go of the zygote, which goes on."""
@@ -278,3 +274,16 @@ class ZygoteLink:
             if not answer.done():
                 answer.set_exception(UnavailableError("the wasm engine's fork server is gone"))
                 answer.exception()  # taken: the one who waits may have given up
+
+
+async def _read_to_end(sock: socket.socket, seconds_max: float) -> None:
+    """Wait until the other side closes, then close too. Raises TimeoutError."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(seconds_max):
+            while await loop.sock_recv(sock, protocol.MESSAGE_BYTES_MAX):
+                pass
+    except ConnectionError:
+        pass
+    finally:
+        sock.close()

@@ -198,8 +198,7 @@ class Zygote:
                 self._drop(client)  # it connects again and looks at the files
                 return
         except OSError:
-            self._drop(client)
-            return
+            client.unsent.clear()  # gone, but what it said last is still to be read
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.unsent else 0)
         key = self._selector.get_key(client.sock)
         if key.events != events:

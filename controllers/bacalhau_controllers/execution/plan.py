@@ -5,7 +5,7 @@ Reports merge and are never overwritten; contact and waiting are inferred beside
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -20,13 +20,23 @@ from bacalhau_api.v1.execution import (
 )
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.node import Node
-from bacalhau_controllers.contact import Case, Limit, Verdict, Want, final_verdict, judge
+from bacalhau_controllers.contact import (
+    NODE_ACK_SECONDS,
+    STOP_GRACE_SECONDS,
+    STOP_SECONDS,
+    Age,
+    Case,
+    Limit,
+    Verdict,
+    Want,
+    final_verdict,
+    is_told_anew,
+    judge,
+    told_want,
+)
 from bacalhau_controllers.disconnect import EffectiveDisconnect, effective_disconnect
 from bacalhau_controllers.node.presence import Silence
 
-NODE_ACK_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 60.0
-STOP_GRACE_SECONDS: Final = 60.0
 TIMEOUT_GRACE_SECONDS: Final = 120.0
 
 STOPPING_LOST_SECONDS: Final = 300.0
@@ -42,11 +52,13 @@ JOB_GONE: Final = "JobGone"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What an execution is judged by. `job` is None if the job that it was made for is gone."""
+    """What an execution is judged by. `job` is None if the job that it was made for is gone; `age`
+    is that of its stored wait."""
 
     node: Node | None
     job: Job | None
     silence: Silence
+    age: Age = field(default_factory=Age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +111,11 @@ def contact_for(
     policy: EffectiveDisconnect,
     now: datetime,
     silence: Silence,
+    age: Age | None = None,
 ) -> Verdict:
     """What to infer about an execution's contact under its job's policy."""
-    report = execution.status.report
-    return _contact(execution, report, node, limit_for(execution, policy), silence, now)
+    view = View(node, None, silence, age or Age())
+    return _contact(execution, execution.status.report, view, limit_for(execution, policy), now)
 
 
 def limit_for(execution: Execution, policy: EffectiveDisconnect) -> Limit:
@@ -133,6 +146,8 @@ def want_of(execution: Execution, report: Report | None) -> Want:
         return Want("Stop", message, node, STOP_SECONDS, STOP_GRACE_SECONDS)
     if report is None:
         return Want("NodeAck", "the node is to confirm that it has it", node, NODE_ACK_SECONDS)
+    if report.waiting is not None:
+        return told_want(report.waiting)
     timeout = spec.task.timeouts.execution_timeout
     seconds, grace = (float(timeout), TIMEOUT_GRACE_SECONDS) if timeout else (None, 0.0)
     if phase is Phase.PENDING:
@@ -153,27 +168,22 @@ def _verdict(execution: Execution, report: Report | None, view: View, now: datet
         limit = Limit(None)
     else:
         limit = limit_for(execution, effective_disconnect(view.job.spec))
-    return _contact(execution, report, view.node, limit, view.silence, now)
+    return _contact(execution, report, view, limit, now)
 
 
 def _contact(
-    execution: Execution,
-    report: Report | None,
-    node: Node | None,
-    limit: Limit,
-    silence: Silence,
-    now: datetime,
+    execution: Execution, report: Report | None, view: View, limit: Limit, now: datetime
 ) -> Verdict:
     old = execution.status
-    is_wanted = execution.spec.desired is Desired.RUN
+    told, told_before = (r.waiting if r else None for r in (report, old.report))
     case = Case(
         node_name=execution.spec.node,
-        node=node,
-        silence=silence,
+        node=view.node,
+        silence=view.silence,
         limit=limit,
         want=want_of(execution, report),
-        # While it is being stopped, what the node waited for before says nothing.
-        told=report.waiting if report and is_wanted else None,
+        is_new_want=execution.spec.desired is Desired.RUN and is_told_anew(told, told_before),
+        age=view.age,
         incarnation=report.incarnation if report else "",
         is_news=report != old.report,
         contact=old.contact,

@@ -21,6 +21,7 @@ from bacalhau_controllers.lookup import ask_store, node_named, surely_job_of, su
 from bacalhau_controllers.node.presence import Presence
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Delete, Put, Why
+from bacalhau_controllers.waitages import WaitAges
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ class ExecutionReconciler:
         self._clock = clock
         self._inbox = inbox
         self._presence = presence
+        self._ages = WaitAges(clock)
         self.watches: Mapping[str, Watch] = {"Node": self._of_node, "Job": self._of_job}
 
     @asynccontextmanager
     async def term(self, wake: Callable[[Ref], None]) -> AsyncIterator[None]:
         """Accept facts while this process leads."""
+        self._ages.clear()
         self._inbox.open("Execution", wake)
         try:
             yield
@@ -58,6 +61,7 @@ class ExecutionReconciler:
         execution = await self._find(ref, offers)
         if execution is None:
             self._inbox.drop(offers, "the execution does not exist")
+            self._ages.forget(ref)
             return Result()
         spec = execution.spec
         mine, others = split_offers(offers, execution.metadata.uid, spec.node)
@@ -68,6 +72,7 @@ class ExecutionReconciler:
                 self._state, execution.metadata.namespace, spec.job, spec.job_uid
             ),
             silence=self._presence.silence(spec.node),
+            age=self._ages.of(execution.ref, execution.status.waiting),
         )
         reports = [o.fact.execution for o in mine if o.fact.execution is not None]
         todo = plan(execution, reports, view, self._clock.now())
@@ -106,6 +111,7 @@ class ExecutionReconciler:
             why = Why(_ACTOR, JOB_GONE, f"its job {execution.spec.job} does not exist")
             await self._state.commit([Delete(execution.ref, version)], why)
             logger.info("Deleted orphan", extra={"execution": str(execution.ref)})
+            self._ages.forget(execution.ref)
             return
         changed = execution
         if todo.status != execution.status:
@@ -115,6 +121,8 @@ class ExecutionReconciler:
             changed = changed.but(spec=spec)
         if changed is not execution:
             await self._state.commit([Put(changed, version)], _why(execution, changed))
+            before, after = execution.status.waiting, todo.status.waiting
+            self._ages.note(execution.ref, before, after)
 
     def _of_node(self, old: Resource | None, new: Resource | None) -> Iterable[Ref]:
         """A node's contact, membership or ledger changed: all that runs there is concerned."""

@@ -23,7 +23,6 @@ from bacalhau_controllers.job.slots import JobView, names
 from bacalhau_controllers.job.tally import Tally
 from bacalhau_controllers.job.work import work
 from bacalhau_controllers.placement import NodeTable
-from bacalhau_controllers.placement.table import unit_hash
 
 # While room is kept for jobs that go first, it is asked again soon: they are being looked at.
 _TURN_SECONDS = 1.0
@@ -100,6 +99,7 @@ def _stop(draft: Draft, sight: Sight) -> Plan:
     tally.total = _slots_wanted(draft, tally.total)
     active = _not_taken(draft)
     draft.stop_all(active, "JobStopped")
+    cleanup.prune(draft, sight)
     is_waiting = cleanup.wait_for_stops(active, draft)
     job = status.with_finalizer(draft.job)
     phase = job.status.phase if status.is_observed(job) else JobPhase.PENDING
@@ -164,18 +164,29 @@ def _queue(draft: Draft, outcome: Outcome, *, is_held: bool) -> None:
     """Wait for a place, for as long as the user allows, counted from the last one that was found."""
     job, now, placer = draft.job, draft.now, outcome.placer
     since = now if draft.create else status.waiting_since(job, CAPACITY, now)
-    deadline = status.queue_deadline(job, since)
+    deadline = status.queue_deadline(job, since) if _may_time_out(job, outcome) else None
     why = placer.explain()
     if deadline is not None and deadline <= now:
         seconds = job.spec.task.timeouts.queue_timeout
         outcome.ended, outcome.reason = JobPhase.FAILED, "QueueTimeout"
         outcome.message = f"no place within the queue timeout of {seconds} s: {why}"
         return
+    # Whatever could help wakes the job; there is nothing to poll for, but for its turn.
     draft.wait(CAPACITY, why, until=deadline, count=placer.waiting)
-    # Changes that could help wake the job. The sweep is for those that nobody told of; its pace
-    # differs from job to job, so that a long queue is not swept in one moment.
-    sweep = draft.settings.sweep_seconds * (0.75 + 0.5 * unit_hash(job.metadata.uid))
-    draft.look_again(now + timedelta(seconds=_TURN_SECONDS if is_held else sweep))
+    if is_held:
+        draft.look_again(now + timedelta(seconds=_TURN_SECONDS))
+
+
+def _may_time_out(job: Job, outcome: Outcome) -> bool:
+    """A service that had a place is not given up because more of it, a move or a restart finds
+    none; a daemon waits for nodes by its nature."""
+    match job.spec.type:
+        case JobType.DAEMON:
+            return False
+        case JobType.SERVICE:
+            return not outcome.tally.running and job.status.started_at is None
+        case _:
+            return True
 
 
 def _end(
@@ -196,6 +207,7 @@ def _end(
     draft.verdicts = [v for v in draft.verdicts if not v.node]
     draft.wake_at = None
     draft.stop_all(_not_taken(draft), f"Job{phase}")
+    cleanup.prune(draft, sight)
     said = status.over(draft, tally, phase, reason=reason, message=message, ops_nodes=ops_nodes)
     done = status.with_finalizer(draft.job).but(status=said)
     return draft.finish(done, reason=reason, message=message)

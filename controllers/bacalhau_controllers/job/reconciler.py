@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
-from bacalhau_api.errors import BacalhauError, ConflictError, TerminalError
+from bacalhau_api.errors import ConflictError, TerminalError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication
 from bacalhau_api.v1.job import Job, JobType
@@ -134,15 +134,12 @@ class JobReconciler:
         writes = todo.writes()
         if not writes:
             return
-        places = tuple((e.metadata.namespace, e.name) for e in todo.create)
-        self._in_doubt[job.ref] = places
+        # Should the answer get lost, the next reconcile of this job finds out what became of them.
+        self._in_doubt[job.ref] = tuple((e.metadata.namespace, e.name) for e in todo.create)
         try:
             await self._state.commit(writes, Why(_ACTOR, todo.reason, todo.message))
         except ConflictError:  # nothing was written
             self._settle_doubt(job.ref)
-            raise
-        except BacalhauError as error:
-            logger.debug("Commit failed", extra={"job": str(job.ref), "error": error.reason})
             raise
         del self._in_doubt[job.ref]
         _log(job, todo)

@@ -8,7 +8,6 @@ class JobSettings:
     """Bounds and patience of the job reconciler.
 
     writes_max            writes in one commit; the rest of the work follows in the next
-    sweep_seconds         a job that waits for capacity is looked at again at least so often
     generations_kept      generations whose executions stay in the live set, the current included
     attempts_kept         attempts of one slot that stay in the live set
     verdicts_kept         placement verdicts in a job's status
@@ -23,11 +22,10 @@ class JobSettings:
     """
 
     writes_max: int = 400
-    sweep_seconds: float = 60.0
     generations_kept: int = 3
     attempts_kept: int = 5
     verdicts_kept: int = 4
-    verdict_seconds: float = 60.0
+    verdict_seconds: float = 300.0
     timeout_grace_seconds: float = 60.0
     delete_patience_seconds: float = 60.0
     fault_backoff_seconds: float = 1.0

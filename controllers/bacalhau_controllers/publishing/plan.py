@@ -4,7 +4,7 @@ The outputs lie on one node only, so a silent node makes it wait and nothing can
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -17,24 +17,34 @@ from bacalhau_api.v1.execution import (
     PublicationStatus,
 )
 from bacalhau_api.v1.node import Node
-from bacalhau_controllers.contact import Case, Limit, Want, final_verdict, judge
+from bacalhau_controllers.contact import (
+    NODE_ACK_SECONDS,
+    STOP_GRACE_SECONDS,
+    STOP_SECONDS,
+    Age,
+    Case,
+    Limit,
+    Want,
+    final_verdict,
+    is_told_anew,
+    judge,
+    told_want,
+)
 from bacalhau_controllers.node.presence import Silence
 
-NODE_ACK_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 60.0
-STOP_GRACE_SECONDS: Final = 60.0
 _ORDER: Final = {PublicationPhase.PENDING: 0, PublicationPhase.PUBLISHING: 1}
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What a publication is judged by. `has_execution`: the execution whose outputs it carries is
-    still there."""
+    still there; `age` is that of its stored wait."""
 
     node: Node | None
     has_job: bool
     has_execution: bool
     silence: Silence
+    age: Age = field(default_factory=Age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +110,22 @@ def want_of(publication: Publication, report: PublicationReport | None) -> Want:
         return Want("Stop", message, node, STOP_SECONDS, STOP_GRACE_SECONDS)
     if report is None:
         return Want("NodeAck", "the node is to confirm that it has it", node, NODE_ACK_SECONDS)
+    if report.waiting is not None:
+        return told_want(report.waiting)
     return Want("Delivery", "the node brings the outputs to their target", node)
 
 
 def _case(publication: Publication, report: PublicationReport | None, view: View) -> Case:
     old = publication.status
-    is_wanted = publication.spec.desired is Desired.RUN
+    told, told_before = (r.waiting if r else None for r in (report, old.report))
     return Case(
         node_name=publication.spec.node,
         node=view.node,
         silence=view.silence,
         limit=Limit(None),
         want=want_of(publication, report),
-        told=report.waiting if report and is_wanted else None,
+        is_new_want=publication.spec.desired is Desired.RUN and is_told_anew(told, told_before),
+        age=view.age,
         incarnation=report.incarnation if report else "",
         is_news=report != old.report,
         contact=old.contact,

@@ -17,6 +17,7 @@ from bacalhau_controllers.node.presence import Presence
 from bacalhau_controllers.publishing.plan import PublicationPlan, View, plan
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Delete, Put, Why
+from bacalhau_controllers.waitages import WaitAges
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class PublishingReconciler:
         self._clock = clock
         self._inbox = inbox
         self._presence = presence
+        self._ages = WaitAges(clock)
         self.watches: Mapping[str, Watch] = {
             "Node": self._of_node,
             "Job": self._of_job,
@@ -42,6 +44,7 @@ class PublishingReconciler:
     @asynccontextmanager
     async def term(self, wake: Callable[[Ref], None]) -> AsyncIterator[None]:
         """Accept facts while this process leads."""
+        self._ages.clear()
         self._inbox.open("Publication", wake)
         try:
             yield
@@ -58,6 +61,7 @@ class PublishingReconciler:
         publication = await self._find(ref, offers)
         if publication is None:
             self._inbox.drop(offers, "the publication does not exist")
+            self._ages.forget(ref)
             return Result()
         node = publication.spec.node
         mine, others = split_offers(offers, publication.metadata.uid, node)
@@ -84,6 +88,7 @@ class PublishingReconciler:
             has_job=await surely_job_of(self._state, namespace, spec.job, spec.job_uid) is not None,
             has_execution=await self._has_execution(publication),
             silence=self._presence.silence(spec.node),
+            age=self._ages.of(publication.ref, publication.status.waiting),
         )
 
     async def _has_execution(self, publication: Publication) -> bool:
@@ -101,6 +106,7 @@ class PublishingReconciler:
             why = Why(_ACTOR, "JobGone", f"its job {publication.spec.job} does not exist")
             await self._state.commit([Delete(publication.ref, version)], why)
             logger.info("Deleted orphan", extra={"publication": str(publication.ref)})
+            self._ages.forget(publication.ref)
             return
         changed = publication
         if todo.status != publication.status:
@@ -109,6 +115,8 @@ class PublishingReconciler:
             changed = changed.but(spec=publication.spec.but(desired=Desired.STOP))
         if changed is not publication:
             await self._state.commit([Put(changed, version)], _why(publication, changed))
+            before, after = publication.status.waiting, todo.status.waiting
+            self._ages.note(publication.ref, before, after)
 
     def _of_node(self, old: Resource | None, new: Resource | None) -> Iterable[Ref]:
         if isinstance(old, Node) and isinstance(new, Node) and _view_of(old) == _view_of(new):

@@ -369,13 +369,14 @@ def _after_boot(case: Case, state: RunnerState) -> RunnerState:
     """Moments of an earlier boot cannot be compared with present ones: waits begin anew, retries
     are due now. How long the node was off is not known either (a clock without battery forgets),
     so with the policy `stop` nothing starts again before the orchestrator has been heard."""
+    is_stopping = state.stage is Stage.STOPPING  # when that was decided says what ended before it
     return state.but(
-        since=case.now,
+        since=state.since if is_stopping else case.now,
         due=case.now if state.due is not None else None,
         run_since=case.now if state.run_since is not None else None,
         needs_contact=case.spec.local_deadline_seconds is not None
         and not state.stage.is_over
-        and state.stage is not Stage.STOPPING,
+        and not is_stopping,
     )
 
 

@@ -104,7 +104,7 @@ def test_tokens(tmp_path: Path) -> None:
             for path in (JOBS, "/metrics", "/openapi.json", "/nowhere"):
                 check_shape(http.get(path), 401, "Unauthorized")
             for given in ("Bearer wrong", "Basic right", "Bearer", "right", "Bearer \xff"):
-                headers = {"authorization": given.encode("latin-1")}
+                headers = [(b"authorization", given.encode("latin-1"))]
                 check_shape(http.get(JOBS, headers=headers), 401, "Unauthorized")
             join = http.post(
                 "/apis/bacalhau.org/v1/nodes/join",

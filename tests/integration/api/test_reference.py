@@ -13,7 +13,9 @@ from tools.reference import pages
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("name", ["docs/openapi.json", "docs/reference/rest.md", "docs/reference/cli.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/openapi.json", "docs/reference/rest.md", "docs/reference/cli.md"]
+)
 def test_generated_pages_are_current(name: str) -> None:
     assert (ROOT / name).read_text() == pages()[ROOT / name], "run python tools/reference.py"
 
@@ -31,7 +33,9 @@ def test_every_operation_has_a_name_of_its_own_and_says_its_errors() -> None:
         for status, answer in operation["responses"].items():
             if int(status) >= 400 and status != "416":
                 schema = answer["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorModel"}, operation["operationId"]
+                assert schema == {"$ref": "#/components/schemas/ErrorModel"}, operation[
+                    "operationId"
+                ]
 
 
 def test_one_version() -> None:

@@ -147,12 +147,12 @@ def test_scaling_a_service_runs_nothing_again() -> None:
     assert (got.outcome, got.job.spec.count, got.job.metadata.generation) == ("configured", 5, 1)
 
 
-def test_removed_labels_go_but_annotations_of_the_system_stay() -> None:
-    user = job().with_meta(
-        labels={"a": "b"}, annotations={"mine": "x", "bacalhau.org/source": "git"}
-    )
-    got = admit(stored(user), job()).job.metadata
-    assert (got.labels, got.annotations) == ({}, {"bacalhau.org/source": "git"})
+def test_removed_keys_go_but_those_of_the_system_stay() -> None:
+    mine, own = {"mine": "x"}, {"bacalhau.org/source": "git"}
+    existing = stored(job(meta=mine | own).with_meta(labels=mine | own, annotations=mine | own))
+    got = admit(existing, job()).job
+    assert (got.metadata.labels, got.metadata.annotations, got.spec.meta) == (own, own, own)
+    assert got.metadata.generation == 1
 
 
 def test_the_type_cannot_change() -> None:

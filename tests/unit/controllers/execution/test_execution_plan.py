@@ -10,6 +10,7 @@ from bacalhau_api.meta import Contact, Waiting
 from bacalhau_api.v1.execution import Desired, Execution, Phase, Report
 from bacalhau_api.v1.job import DisconnectPolicy, Job, JobType
 from bacalhau_api.v1.node import Membership, Node
+from bacalhau_controllers.contact import Age
 from bacalhau_controllers.disconnect import effective_disconnect
 from bacalhau_controllers.execution.plan import ExecutionPlan, View, contact_for, plan
 from bacalhau_controllers.node.presence import Silence
@@ -45,9 +46,13 @@ def step(
     now: float,
     *reports: Report,
     silence: Silence = HEARD,
+    age: Age | None = None,
 ) -> tuple[Execution, ExecutionPlan]:
-    """Plan and apply."""
-    todo = plan(given, reports, View(on, of, silence), at(now))
+    """Plan and apply. By default this process saw the stored wait begin."""
+    if age is None:
+        waiting = given.status.waiting
+        age = Age((at(now) - waiting.since).total_seconds() if waiting else 0, is_whole=True)
+    todo = plan(given, reports, View(on, of, silence, age), at(now))
     given = given.but(status=todo.status)
     if todo.stop:
         given = given.but(spec=given.spec.but(desired=Desired.STOP))
@@ -281,11 +286,49 @@ def test_what_it_waits_for(
     assert later.status == got.status  # the time it began is kept
 
 
-def test_the_nodes_own_word_on_waiting_comes_first() -> None:
+def test_the_nodes_own_word_on_waiting_comes_first_by_our_clock() -> None:
+    """The node's clock may be hours off; what counts is how long it wants to wait."""
     of = job()
-    told = Waiting(what="Image", since=at(-5), until=at(90), mover="node n1")
+    told = Waiting(what="Image", since=at(-5000), until=at(-4910), mover="node n1")
+    got, todo = step(execution(of), of, node(), 7, report(Phase.PREPARING).but(waiting=told))
+    assert got.status.waiting == told.but(since=at(7), until=at(97))
+    assert todo.requeue_after == 90 + 120
+    same, _ = step(got, of, node(), 9, report(Phase.PREPARING).but(waiting=told))
+    assert same.status == got.status
+    again = told.but(since=at(-4900), until=at(-4810))
+    next_try = report(Phase.PREPARING, 2).but(waiting=again)
+    more, _ = step(same, of, node(), 50, next_try)
+    assert more.status.waiting
+    assert more.status.waiting.since == at(50)
+
+
+def test_a_node_that_forgets_its_own_deadline_counts_as_out_of_contact() -> None:
+    of = policy_job("replace", 100)
+    told = Waiting(what="Image", since=at(0), until=at(30), mover="node n1")
     got, _ = step(execution(of), of, node(), 0, report(Phase.PREPARING).but(waiting=told))
-    assert got.status.waiting == told
+    late, _ = step(got, of, node(), 149)
+    assert late.status.contact is Contact.REACHABLE
+    late, _ = step(late, of, node(), 150)
+    assert (late.status.contact, late.status.conditions[0].reason) == (GONE, "ImageOverdue")
+    lost, _ = step(late, of, node(), 250)
+    assert lost.status.contact is Contact.LOST
+
+
+def test_waits_that_began_under_an_earlier_leader_lose_nothing_at_a_restart() -> None:
+    """The orchestrator was away for hours; the node finished, and is about to say so."""
+    of = policy_job("replace", 100, execution_timeout=60)
+    made, _ = step(execution(of), of, node(), 0, report(Phase.RUNNING))
+    begun = Silence(1, is_whole=False, grace_left_seconds=29)
+    early, todo = step(made, of, node(), 9000, silence=begun, age=Age(1))
+    assert early.status.contact is Contact.REACHABLE
+    assert todo.requeue_after == 29
+    later = Silence(30, is_whole=False)
+    unknown, _ = step(early, of, node(), 9030, silence=later, age=Age(30))
+    assert unknown.status.contact is GONE
+    still, todo = step(unknown, of, node(), 9090, silence=later, age=Age(90))
+    assert (still.status.contact, todo.requeue_after) == (GONE, 40)
+    lost, _ = step(still, of, node(), 9130, silence=later, age=Age(130))
+    assert lost.status.contact is Contact.LOST
 
 
 def test_a_restart_on_the_node_begins_a_new_wait() -> None:
@@ -336,13 +379,13 @@ def test_overdue_work_is_never_lost_under_stop_while_the_node_is_there() -> None
     assert later.status.contact is GONE
 
 
-def test_a_step_of_the_clock_alone_does_not_lose_overdue_work() -> None:
+def test_a_step_of_the_clock_makes_nothing_overdue() -> None:
     of = policy_job("replace", 100)
     waits, _ = step(execution(of), of, node(), 0)
-    jumped, _ = step(waits, of, node(), 100_000)
-    assert jumped.status.contact is GONE
-    told, _ = step(jumped, of, node(), 100_001, report(Phase.RUNNING))
-    assert told.status.contact is Contact.REACHABLE
+    jumped, _ = step(waits, of, node(), 100_000, age=Age(30, is_whole=True))
+    assert jumped.status == waits.status
+    back_in_time, _ = step(waits, of, node(), -100_000, age=Age(60, is_whole=True))
+    assert back_in_time.status.contact is GONE
 
 
 # -- orphans -------------------------------------------------------------------------------------
@@ -379,11 +422,26 @@ JOBS = st.sampled_from(
         None,
     ]
 )
+TOLD = st.sampled_from(
+    [
+        None,
+        Waiting(what="Image", since=at(0), until=at(50), mover="node n1"),
+        Waiting(what="Image", since=at(9), until=at(59), mover="node n1"),
+        Waiting(what="Capacity", since=at(3), mover="node n1"),
+    ]
+)
+
+
+def told_report(phase: Phase, step: int, told: Waiting | None, **more: Any) -> Report:
+    return report(phase, step, **more).but(waiting=None if phase.is_final else told)
+
+
 REPORTS = st.lists(
     st.builds(
-        report,
+        told_report,
         st.sampled_from(Phase),
         st.integers(0, 9),
+        TOLD,
         incarnation=st.sampled_from(["ledger-1", "ledger-2"]),
         run=st.integers(0, 3),
     ),
@@ -413,6 +471,7 @@ STEPS = st.lists(
         JOBS,
         SILENCES,
         st.booleans(),  # asked to stop
+        st.builds(Age, st.floats(0, 5000), is_whole=st.booleans()),
     ),
     min_size=1,
     max_size=8,
@@ -425,12 +484,12 @@ ORDER = [Phase.PENDING, Phase.PREPARING, Phase.RUNNING]
 def test_properties_of_every_history(steps: list[tuple[Any, ...]], local: int | None) -> None:
     given = execution(policy_job(), local_deadline_seconds=local)
     now = 0.0
-    for passed, reports, on, of, silence, asked_to_stop in steps:
+    for passed, reports, on, of, silence, asked_to_stop, age in steps:
         now += passed
         if asked_to_stop:
             given = given.but(spec=given.spec.but(desired=Desired.STOP))
         before = given
-        given, todo = step(given, of, on, now, *reports, silence=silence)
+        given, todo = step(given, of, on, now, *reports, silence=silence, age=age)
 
         # A reported phase never moves backwards (I3), a final report is never replaced.
         if before.phase.is_final:
@@ -450,7 +509,10 @@ def test_properties_of_every_history(steps: list[tuple[Any, ...]], local: int | 
         if before.status.contact is Contact.LOST and given.status.contact is Contact.UNKNOWN:
             raise AssertionError("Lost became Unknown")
         # Planning again changes nothing, not even with the same reports once more (I9).
-        again = plan(given, reports, View(on, of, silence), at(now))
+        was = before.status.waiting
+        if waiting and (was is None or (was.since, was.what) != (waiting.since, waiting.what)):
+            age = Age(0, is_whole=True)  # a wait that has just begun
+        again = plan(given, reports, View(on, of, silence, age), at(now))
         assert again.status == given.status
         assert not again.stop
         assert again.delete == todo.delete

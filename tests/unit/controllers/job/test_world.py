@@ -99,8 +99,8 @@ def test_a_job_of_one_takes_two_commits(w: World) -> None:
     assert job.status.phase is JobPhase.COMPLETED
     (acceptance,) = w.acceptances("j")
     (publication,) = w.publications()
-    versions = {x.metadata.resource_version // 100 for x in (job, acceptance, publication)}
-    assert len(versions) == 1
+    written = sorted(x.metadata.resource_version for x in (job, acceptance, publication))
+    assert written[2] - written[0] == 4, "not written together"
     assert w.bench.revisions(job) == 3, "submitted, placed, accepted"
     w.settle()
 
@@ -369,6 +369,18 @@ def test_queue_timeout_fails_with_the_verdict(w: World) -> None:
     assert (status.phase, status.reason) == (JobPhase.FAILED, "QueueTimeout")
     assert "nearest is a" in status.message
     assert "500m" in status.verdicts[0].rejected[0].example
+
+
+def test_queue_timeout_does_not_take_a_running_service_down(w: World) -> None:
+    w.add_node("a", cpu=200)
+    timeouts = Timeouts(queue_timeout=60)
+    w.submit("s", make_spec(SERVICE, 2, cpu=100, task={"timeouts": timeouts}))
+    w.settle()
+    w.edit("s", count=3)
+    w.settle()
+    w.pass_time(100)
+    assert w.job("s").status.phase is JobPhase.RUNNING
+    assert len(w.running("s")) == 2
 
 
 def test_total_timeout_fails_and_stops(w: World) -> None:

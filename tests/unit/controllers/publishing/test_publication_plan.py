@@ -60,7 +60,7 @@ def test_a_delivery_from_start_to_end() -> None:
     retry = Waiting(what="Retry", since=at(2), until=at(9), mover="node n1")
     told = publication_report(PublicationPhase.PUBLISHING, 2).but(waiting=retry)
     made, _ = step(made, node(), 2, told)
-    assert made.status.waiting == retry
+    assert made.status.waiting == retry  # the node's clock agrees with ours
     delivered = publication_report(PublicationPhase.DELIVERED, 3).but(
         location=SpecConfig(type="s3")
     )

@@ -267,7 +267,9 @@ def test_an_old_copy_of_the_ledger_is_noticed(loop: SimLoop) -> None:
 
 def test_policy_stop_stops_by_the_nodes_own_clock(loop: SimLoop) -> None:
     w = world(loop)
-    w.do(w.hub.assign(execution("a", seconds=None, local_deadline=60), execution("b", seconds=None)))
+    w.do(
+        w.hub.assign(execution("a", seconds=None, local_deadline=60), execution("b", seconds=None))
+    )
     loop.advance(300)
     assert len(w.engine.running()) == 2  # linked: nothing to stop
     assert w.hub.link is not None

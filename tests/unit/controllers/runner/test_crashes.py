@@ -115,7 +115,7 @@ def same_end(w: World) -> None:
     assert (b.phase, b.exit_code) == (Phase.FAILED, 7)
     assert (c.phase, c.reason) == (Phase.STOPPED, "UserRequest")
     assert w.hub.report("s").phase is Phase.RUNNING
-    assert w.hub.report("s").run > 10
+    assert w.hub.report("s").run > 4
     assert "uid-d" not in book.states
     assert ("default", "d") not in w.workspace.directories
     assert w.hub.publication_reports["pub-a"].phase is PublicationPhase.DELIVERED
@@ -163,6 +163,6 @@ def test_the_agent_dies_at_any_call(at: int) -> None:
     run_story(first_runs_only, Fate(at))
 
 
-@pytest.mark.parametrize("at", range(1, CALLS_MAX, 3))
+@pytest.mark.parametrize("at", range(1, CALLS_MAX))
 def test_the_machine_loses_its_power_at_any_call(at: int) -> None:
     run_story(same_end, Fate(at), reboot=True)

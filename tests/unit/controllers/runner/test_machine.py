@@ -655,4 +655,3 @@ def test_running_says_until_when() -> None:
     case = started_case(execution())
     assert case.state.report.waiting is not None
     assert case.state.report.waiting.until is None
-
