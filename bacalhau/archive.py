@@ -25,6 +25,8 @@ __all__ = ["ArchiveError", "ArchiveLimits", "Extracted", "TarEntry", "extract", 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _RECORD_BYTES = tarfile.RECORDSIZE
 _COPY_BYTES = 256 * 1024
+_TRAILER_BYTES_MAX = 1024 * 1024
+_EXTENSIONS_MAX = 8  # for one entry
 _EXTENSION_BYTES_MAX = 64 * 1024  # of one PAX or GNU extension header
 _TIME_MAX = 253_402_300_799  # the end of year 9999
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -176,34 +178,50 @@ class _Reader:
         self.source = self.packed
         if head == b"\x1f\x8b":
             self.source = gzip.GzipFile(fileobj=self.packed, mode="rb")  # type: ignore[call-overload]
-        overrides = _Overrides()
+        overrides, extensions = _Overrides(), 0
         while True:
             block = self._read(BLOCK_BYTES)
             if not any(block):
+                self._end()
                 return Extracted(self.entries, self.size_bytes)
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
                 raise ArchiveError(f"it is not a tar archive, or damaged: {error}") from error
-            self.entries += 1
-            if self.entries > self.limits.entries_max:
-                raise ArchiveError(f"it has more than {self.limits.entries_max} entries")
             if info.size < 0:
                 raise ArchiveError(f"{show(info.name)} has a negative size")
             if info.type in _EXTENSIONS:
+                extensions += 1
+                if extensions > _EXTENSIONS_MAX:
+                    raise ArchiveError("it has many extension headers for one entry")
                 self._extension(info, overrides)
-            else:
-                self._entry(info, overrides)
-                overrides = _Overrides()
+                continue
+            self.entries += 1
+            if self.entries > self.limits.entries_max:
+                raise ArchiveError(f"it has more than {self.limits.entries_max} entries")
+            self._entry(info, overrides)
+            overrides, extensions = _Overrides(), 0
+
+    def _end(self) -> None:
+        """Read what follows the end: zeros up to a record's size, and gzip's checksum."""
+        size = 0
+        while data := self._some(_COPY_BYTES):
+            size += len(data)
+            if any(data) or size > _TRAILER_BYTES_MAX:
+                raise ArchiveError("it has data after its end")
+
+    def _some(self, size: int) -> bytes:
+        """Up to so many unpacked bytes; none at the end."""
+        try:
+            return self.source.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ArchiveError(f"its gzip data is damaged: {error}") from error
 
     def _read(self, size: int) -> bytes:
         """Exactly so many unpacked bytes."""
         out = bytearray()
         while len(out) < size:
-            try:
-                data = self.source.read(size - len(out))
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ArchiveError(f"its gzip data is damaged: {error}") from error
+            data = self._some(size - len(out))
             if not data:
                 raise ArchiveError("it ends early")
             out += data

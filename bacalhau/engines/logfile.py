@@ -217,6 +217,8 @@ class LogReader:
             while stop > span.offset:
                 begin = max(span.offset, stop - _BLOCK_BYTES)
                 data = _read(self._paths[span.stream], begin, stop - begin)
+                if not data:
+                    break
                 cut = len(data)
                 if is_last_byte and data.endswith(b"\n"):
                     cut -= 1
@@ -301,6 +303,8 @@ def _read(path: Path, offset: int, length: int) -> bytes:
     """Bytes of a file; fewer than asked for if it is shorter than its index says."""
     try:
         with path.open("rb") as file:
+            if offset >= os.fstat(file.fileno()).st_size:
+                return b""
             file.seek(offset)
             return file.read(length)
     except FileNotFoundError:

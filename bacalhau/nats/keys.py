@@ -9,6 +9,7 @@ from typing import Final
 import nkeys  # type: ignore[import-untyped]
 
 _PUBLIC_LENGTH: Final = 56
+_SEED_LENGTH: Final = 58
 
 
 def new_seed() -> str:
@@ -19,26 +20,29 @@ def new_seed() -> str:
 
 def public_key(seed: str) -> str:
     """The public key (`U…`) of a seed. Raises ValueError if it is not a user's seed."""
-    if not seed.startswith("SU"):
-        raise ValueError("is not the seed of an NKey user; those begin with SU")
-    try:
-        key: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
-    except (nkeys.errors.NkeysError, binascii.Error, ValueError) as error:
-        raise ValueError("is not a valid NKey seed; it may have been cut off") from error
+    _check(seed, _SEED_LENGTH, "SU", "the seed")
+    key: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
     return key.decode()
 
 
 def check_public_key(key: str) -> str:
     """Returns the key. Raises ValueError if it is not the public key of a user, or misspelt."""
-    if len(key) != _PUBLIC_LENGTH or not key.startswith("U"):
-        raise ValueError("is not the public key of an NKey user; those have 56 letters, from U")
+    _check(key, _PUBLIC_LENGTH, "U", "the public key")
+    return key
+
+
+def _check(text: str, length: int, prefix: str, what: str) -> None:
+    if len(text) != length or not text.startswith(prefix):
+        raise ValueError(
+            f"is not {what} of an NKey user; it has {length} letters, the first {prefix}"
+        )
     try:
-        raw = base64.b32decode(key)
+        # The library itself does not look at the checksum.
+        raw = base64.b32decode(text + "=" * (-length % 8))
     except binascii.Error as error:
         raise ValueError("is not a valid NKey; it holds other letters than A-Z and 2-7") from error
     if nkeys.crc16(raw[:-2]).to_bytes(2, "little") != raw[-2:]:
         raise ValueError("is not a valid NKey; its checksum is wrong")
-    return key
 
 
 def load_or_make_seed(path: Path) -> str:

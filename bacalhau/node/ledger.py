@@ -167,6 +167,7 @@ class SqliteLedger:
             raise
 
     def _begin(self, database: sqlite3.Connection) -> Book:
+        database.text_factory = _text
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute("PRAGMA cell_size_check = ON")
         database.execute("PRAGMA busy_timeout = 2000")
@@ -179,6 +180,9 @@ class SqliteLedger:
             raise _DamagedError("it is a database of another program")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
+            applied = database.execute("SELECT max(version) FROM migrations").fetchone()[0]
+            if applied != version:  # a flipped bit, not a newer version's doing
+                raise _DamagedError(f"its schema is {version}, but {applied} was applied")
             raise LedgerBrokenError(
                 f"the ledger {self._path} was written by a newer version (schema {version}, this "
                 f"one knows {len(MIGRATIONS)})",
@@ -196,17 +200,26 @@ class SqliteLedger:
     def _migrate(self, database: sqlite3.Connection, version: int) -> None:
         for number in range(version, len(MIGRATIONS)):
             with _transaction(database):
-                for statement in MIGRATIONS[number].split(";"):
-                    database.execute(statement)
-                if number == 0:
-                    meta = Meta(incarnation=self._ids.uid(), created=self._clock.now())
-                    _put_meta(database, meta)
-                database.execute(
-                    "INSERT INTO migrations VALUES (?, ?)",
-                    (number + 1, self._clock.now().isoformat()),
-                )
-                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute(f"PRAGMA user_version = {number + 1}")
+                self._migrate_one(database, number)
+
+    def _migrate_one(self, database: sqlite3.Connection, number: int) -> None:
+        try:
+            for statement in MIGRATIONS[number].split(";"):
+                database.execute(statement)
+        except sqlite3.Error as error:
+            if number == 0 or _code(error) != sqlite3.SQLITE_ERROR:
+                raise
+            # The ledger is sound; it is the migration that does not fit. Nothing was changed.
+            raise LedgerBrokenError(
+                f"the ledger {self._path} cannot be brought to schema {number + 1}: {error}"
+            ) from error
+        if number == 0:
+            _put_meta(database, Meta(incarnation=self._ids.uid(), created=self._clock.now()))
+        database.execute(
+            "INSERT INTO migrations VALUES (?, ?)", (number + 1, self._clock.now().isoformat())
+        )
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {number + 1}")
 
     def _set_aside(self, damage: str) -> None:
         """Keep the damaged files for people to look at, out of the way."""
@@ -343,7 +356,12 @@ def _checked(model: type[ModelT], kind: str, uid: object, body: object, total: o
 
 
 def _sum(kind: str, uid: str, body: str) -> int:
-    return zlib.crc32(f"{kind}\0{uid}\0{body}".encode("utf-8", "surrogatepass"))
+    return zlib.crc32(f"{kind}\0{uid}\0{body}".encode("utf-8", "surrogateescape"))
+
+
+def _text(data: bytes) -> str:
+    """Whatever bytes are there: a checksum, not an exception, says that they are wrong."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 @contextlib.contextmanager
@@ -370,8 +388,6 @@ def _noticing_damage() -> Iterator[None]:
             # A statement of ours that does not fit the tables found: not the tables we made.
             raise _DamagedError(str(error)) from error
         raise
-    except UnicodeDecodeError as error:
-        raise _DamagedError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -19,12 +19,17 @@ TAIL_LINES_MAX: Final = 100_000
 TEXT: Final = "text/plain"
 
 
+_RECORD: Final = LogRecord.model_json_schema(
+    by_alias=True, ref_template="#/components/schemas/{model}"
+)
+_RECORD.pop("$defs")  # those of all answers are among the components
+
 LOG_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "One JSON object a line (an empty line means: still here); with "
         "`Accept: text/event-stream` the same as events, with `text/plain` the output alone.",
         "content": {
-            NDJSON: {"schema": LogRecord.model_json_schema(by_alias=True)},
+            NDJSON: {"schema": _RECORD},
             EVENT_STREAM: {"schema": {"type": "string"}},
             TEXT: {"schema": {"type": "string"}},
         },

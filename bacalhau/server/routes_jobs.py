@@ -12,15 +12,12 @@ from bacalhau.server.bodies import json_body, manifest_body, read_json, read_man
 from bacalhau.server.context import Context, actor_of
 from bacalhau.server.log_replies import LOG_RESPONSES, LogParameters, log_response
 from bacalhau.server.reply import object_response
-from bacalhau.server.routes_objects import ERRORS, Responses, object_path, path_ref
+from bacalhau.server.routes_objects import READ_ERRORS, WRITE_ERRORS, object_path, path_ref
 from bacalhau_api.base import Model
 from bacalhau_api.meta import Ref
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Job
 
-_WRITE_ERRORS: Responses = {
-    status: ERRORS[status] for status in (400, 404, 409, 413, 415, 429, 503)
-}
 _APPLY_WORDS = (
     "The body is a `kind: Job` manifest or a flat Bacalhau job, as JSON or YAML. Applying what is "
     "stored already changes nothing; changing labels or policies runs nothing again. With "
@@ -41,7 +38,7 @@ def add_routes(router: APIRouter, context: Context) -> None:
 def _add_create(router: APIRouter, context: Context) -> None:
     words: dict[str, Any] = {
         "status_code": 201,
-        "responses": {201: {"model": JobApplied}, **_WRITE_ERRORS},
+        "responses": {201: {"model": JobApplied}, **WRITE_ERRORS},
         "summary": "Create a job",
         "description": _APPLY_WORDS + " A job without a name is given one.",
         "openapi_extra": manifest_body("Job"),
@@ -89,7 +86,7 @@ def _add_apply(router: APIRouter, context: Context) -> None:
             operation_id=f"{'apply' if method == 'PUT' else 'patch'}Job",
             summary="Create a job or change it to what is given",
             description=_APPLY_WORDS,
-            responses={200: {"model": JobApplied}, 201: {"model": JobApplied}, **_WRITE_ERRORS},
+            responses={200: {"model": JobApplied}, 201: {"model": JobApplied}, **WRITE_ERRORS},
             openapi_extra=manifest_body("Job"),
             tags=["jobs"],
         )
@@ -110,7 +107,7 @@ def _add_stop_and_rerun(router: APIRouter, context: Context) -> None:
             "path": object_path(JOB, f"/{word}"),
             "operation_id": f"{word}Job",
             "summary": words,
-            "responses": {200: {"model": Job}, **_WRITE_ERRORS},
+            "responses": {200: {"model": Job}, **WRITE_ERRORS},
             "openapi_extra": json_body(schema, required=False),
             "tags": ["jobs"],
         }
@@ -138,7 +135,7 @@ def _add_suspend(router: APIRouter, context: Context) -> None:
             "path": object_path(JOB, f"/{word}"),
             "operation_id": f"{word}Job",
             "summary": words,
-            "responses": {200: {"model": Job}, **_WRITE_ERRORS},
+            "responses": {200: {"model": Job}, **WRITE_ERRORS},
             "tags": ["jobs"],
         }
 
@@ -179,7 +176,7 @@ def _add_reads(router: APIRouter, context: Context) -> None:
         object_path(JOB, "/results"),
         operation_id="jobResults",
         summary="The accepted results of a job",
-        responses={200: {"model": Results}, **_WRITE_ERRORS},
+        responses={200: {"model": Results}, **READ_ERRORS},
         tags=["jobs"],
     )
     async def results(

@@ -10,13 +10,10 @@ from bacalhau.replies import JoinAnswer, JoinRequest, NodeApplied, TokenAnswer, 
 from bacalhau.server.bodies import json_body, manifest_body, read_json, read_manifest
 from bacalhau.server.context import Context, actor_of
 from bacalhau.server.reply import object_response
-from bacalhau.server.routes_objects import ERRORS, Responses, object_path, path_ref
+from bacalhau.server.routes_objects import ERRORS, WRITE_ERRORS, object_path, path_ref
 from bacalhau_api.v1.node import Membership, Node
 
 _TAGS: list[Any] = ["nodes"]
-_WRITE_ERRORS: Responses = {
-    status: ERRORS[status] for status in (400, 404, 409, 413, 415, 429, 503)
-}
 
 
 def add_routes(router: APIRouter, context: Context) -> None:
@@ -38,7 +35,7 @@ def _add_verb(router: APIRouter, context: Context, word: str, words: str) -> Non
         object_path(NODE, f"/{word}"),
         operation_id=f"{word}Node",
         summary=words,
-        responses={200: {"model": Node}, **_WRITE_ERRORS},
+        responses={200: {"model": Node}, **WRITE_ERRORS},
         tags=_TAGS,
     )
     async def verb(request: Request, name: str) -> Response:
@@ -73,7 +70,7 @@ def _add_apply(router: APIRouter, context: Context) -> None:
             operation_id=f"{'apply' if method == 'PUT' else 'patch'}Node",
             summary="Change a node's labels, annotations, taints and the like",
             description="Nodes come into being by joining, not by apply.",
-            responses={200: {"model": NodeApplied}, **_WRITE_ERRORS},
+            responses={200: {"model": NodeApplied}, **WRITE_ERRORS},
             openapi_extra=manifest_body("Node"),
             tags=_TAGS,
         )
@@ -84,7 +81,7 @@ def _add_join(router: APIRouter, context: Context) -> None:
         f"{API_ROOT}/nodes/join",
         operation_id="joinNode",
         summary="Enrol a machine as a node, with a single-use token",
-        responses={200: {"model": JoinAnswer}, 403: ERRORS_403, **_WRITE_ERRORS},
+        responses={200: {"model": JoinAnswer}, 403: ERRORS_403, **WRITE_ERRORS},
         openapi_extra=json_body(JoinRequest.model_json_schema(), required=True),
         tags=_TAGS,
     )
@@ -100,7 +97,7 @@ def _add_join(router: APIRouter, context: Context) -> None:
         operation_id="createJoinToken",
         summary="Make a single-use token that enrols a node",
         status_code=201,
-        responses={201: {"model": TokenAnswer}, **_WRITE_ERRORS},
+        responses={201: {"model": TokenAnswer}, **WRITE_ERRORS},
         openapi_extra=json_body(TokenRequest.model_json_schema(), required=False),
         tags=_TAGS,
     )

@@ -24,6 +24,7 @@ from bacalhau.server.pages import PAGE_ITEMS_MAX
 from bacalhau.server.problems import render
 from bacalhau.server.query import parse_cursor, select, sort_key
 from bacalhau.server.reply import full_json, list_response, object_response
+from bacalhau.server.stream import EVENT_STREAM
 from bacalhau.server.watch import watch_response
 from bacalhau_api.base import Model
 from bacalhau_api.meta import NAME_LENGTH_MAX, Ref, Resource
@@ -45,6 +46,9 @@ _LIST_WORDS: Final = (
     "`resourceVersion` or Last-Event-ID. An ERROR event ends a stream that the client read too "
     "slowly."
 )
+
+
+_EVENTS: Final = {EVENT_STREAM: {"schema": {"type": "string"}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +108,12 @@ ERRORS: Responses = {
         (415, "The content type is not understood."),
         (429, "Too much at once; see Retry-After."),
         (503, "The store or the node cannot be reached now; see Retry-After."),
+        # Also keeps FastAPI from describing a 422 of its own, which is never sent.
+        ("default", "Any other error."),
     )
 }
-READ_ERRORS: Responses = {status: ERRORS[status] for status in (400, 404, 429, 503)}
+READ_ERRORS: Responses = {status: ERRORS[status] for status in (400, 404, 429, 503, "default")}
+WRITE_ERRORS: Responses = READ_ERRORS | {status: ERRORS[status] for status in (409, 413, 415)}
 
 
 def add_routes(router: APIRouter, context: Context) -> None:
@@ -185,7 +192,7 @@ def _add_lists(router: APIRouter, context: Context, names: KindNames) -> None:
         )
 
     words: dict[str, Any] = {
-        "responses": {200: {"model": _list_model(kind)}, **READ_ERRORS},
+        "responses": {200: {"model": _list_model(kind), "content": _EVENTS}, **READ_ERRORS},
         "summary": f"List or watch {names.plural}",
         "description": _LIST_WORDS,
         "tags": [names.plural],

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from bacalhau.store.batch import MESSAGES_MAX, RefusedError, Sender, Tip
-from bacalhau.store.pending import Change, Pending
+from bacalhau.store.codec import is_tombstone
+from bacalhau.store.pending import Change, Pending, conflict, revision_of
 from bacalhau.store.settle import Settler
 from bacalhau.store.stream import Stream
 from bacalhau_api.errors import BacalhauError, OutcomeUnknownError, UnavailableError
@@ -63,6 +64,8 @@ class Committer:
         self._queued_messages = 0
         self._queued_bytes = 0
         self._busy: set[str] = set()  # object subjects in batches under way
+        # Seen by the last `_take`, by the object subject that was not free.
+        self._held_back: dict[str, list[Pending]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pause = 0.0
         self._trouble = ""
@@ -191,6 +194,7 @@ class Committer:
         subjects = set(self._busy)
         fences: dict[str, int] = {}
         messages = size = 0
+        self._held_back.clear()
         while self._queue:
             pending = self._queue.popleft()
             if pending.done.done():  # given up by its caller
@@ -200,13 +204,15 @@ class Committer:
                 messages + pending.messages_count <= BATCH_MESSAGES_MAX
                 and size + pending.size_bytes <= BATCH_BYTES_MAX
             )
-            own = [change.subject for change in pending.changes]
-            is_free = subjects.isdisjoint(own)
-            subjects.update(own)  # also where it is held back: the order per object stays
+            own = {change.subject for change in pending.changes}
+            shared = own & subjects
+            subjects |= own  # also where it is held back: the order per object stays
             fence = pending.fence
             is_compatible = fence is None or fences.get(fence.name, fence.token) == fence.token
-            if not fits or not is_free or not is_compatible:
+            if not fits or shared or not is_compatible:
                 kept.append(pending)
+                for subject in shared:
+                    self._held_back.setdefault(subject, []).append(pending)
                 if not fits:
                     break
                 continue
@@ -271,10 +277,26 @@ class Committer:
         self._pause, self._trouble = 0.0, ""
         for pending in batch:
             pending.succeed(first)
+            for index, change in enumerate(pending.changes):
+                is_absent = change.is_removal
+                self._tell_held_back(change.subject, revision_of(first, index), is_absent)
             first += pending.messages_count
             if pending.fence is not None:
                 self._tip.fences[pending.fence.name] = pending.fence.token
         return []
+
+    def _tell_held_back(self, subject: str, sequence: int, is_absent: bool) -> None:
+        """An object is now at `sequence`: what was decided on an earlier revision, and waits to be
+        sent, is refused here already, where it disturbs nobody else's batch."""
+        for pending in self._held_back.pop(subject, ()):
+            for change in pending.changes:
+                if change.subject != subject or change.expect_sent >= sequence:
+                    continue
+                if is_absent and change.expect == 0:
+                    change.expect_sent = sequence
+                elif not pending.may_have_happened:
+                    found = 0 if is_absent else sequence
+                    pending.fail(conflict(change.ref, change.expect, found))
 
     def _may_pair(self, batch: list[Pending]) -> bool:
         """Whether a batch may go out as a pair: a lone change, alone on its way, under a fence
@@ -294,11 +316,14 @@ class Committer:
 
     async def _settle(self, batch: list[Pending], refusal: RefusedError) -> list[Pending]:
         try:
-            again, is_explained = await self._settler.settle(batch, refusal.found)
+            again, changed = await self._settler.settle(batch, refusal.found)
         except UnavailableError as error:
             self._back_off(error)
             return batch
-        if not is_explained:  # it has changed again, or the cluster was not done with the last
+        for subject, message in changed.items():
+            if message is not None:
+                self._tell_held_back(subject, message.sequence, is_tombstone(message.headers))
+        if not changed:  # it has changed again, or the cluster was not done with the last
             self._back_off(refusal)
         return again
 

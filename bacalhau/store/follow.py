@@ -153,7 +153,7 @@ class Follow(AsyncIterator[Item]):
             return
         # The one that completes the list may not be the last that came with it.
         self._target = None
-        self._ready.append(Synced(Cursor(self._epoch, self._position)))
+        self._ready.append(Synced(Cursor(self._epoch or "", self._position)))
 
     async def _drop_feed(self) -> None:
         feed, self._feed = self._feed, None

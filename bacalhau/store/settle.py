@@ -22,8 +22,8 @@ class Settler:
 
     async def settle(
         self, batch: Sequence[Pending], found: int | None
-    ) -> tuple[list[Pending], bool]:
-        """The commits to be sent again, and whether a cause of the refusal was found.
+    ) -> tuple[list[Pending], Mapping[str, Stored | None]]:
+        """The commits to be sent again, and what was found elsewhere than expected.
 
         Raises UnavailableError; then all are to be sent again.
         """
@@ -34,7 +34,7 @@ class Settler:
             if not any(subject in changed for subject, _ in pending.guards())
             or not await self._answer(pending, changed)
         ]
-        return again, bool(changed)
+        return again, changed
 
     async def _find_changed(
         self, batch: Sequence[Pending], found: int | None

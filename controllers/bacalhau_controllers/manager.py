@@ -107,14 +107,16 @@ class Manager:
         """Have `reconciler` called for objects of `kind` when they change, and within each sweep.
 
         `watches` maps changes of other kinds to keys of this one; by default the reconciler's
-        own attribute of that name, if it has one. `key` names what is reconciled for an object of
-        `kind`, by default itself.
+        own attribute of that name, if it has one; so it is with `workers`, how many keys are looked
+        at at the same time. `key` names what is reconciled for an object of `kind`, by default
+        itself.
         """
         if self._is_started:
             raise RuntimeError("reconcilers are added before the manager runs")
         if reconciler.name in self._controllers:
             raise ValueError(f"a reconciler named {reconciler.name!r} was added already")
         own: Mapping[str, Watch] = getattr(reconciler, "watches", {})
+        own_workers: int | None = getattr(reconciler, "workers", None)
         defaults = self._settings.controllers
         controller = Controller(
             reconciler,
@@ -124,7 +126,7 @@ class Manager:
             self._state,
             self._clock,
             self._rng,
-            replace(defaults, workers=workers) if workers else defaults,
+            replace(defaults, workers=workers or own_workers or defaults.workers),
             self.is_leader.clear,
         )
         self._controllers[reconciler.name] = controller

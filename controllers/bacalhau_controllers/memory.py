@@ -4,7 +4,7 @@ when the process ends. The contract it shares with the JetStream store is in `st
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +47,13 @@ class _Held:
     holder: str
     token: int
     expires: float
+
+
+class _Turn:
+    """Awaiting it lets others run once: as with a real store, no call returns in the same turn."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
 
 class _Mailbox(AsyncIterator[WatchEvent]):
@@ -115,10 +122,12 @@ class MemoryStore:
 
     async def get(self, ref: Ref) -> Resource | None:
         """See Store.get."""
+        await _Turn()
         return self._objects.get(ref)
 
     async def list(self, kind: str | None = None, namespace: str | None = None) -> Listing:
         """See Store.list."""
+        await _Turn()
         items = tuple(
             item
             for ref, item in self._objects.items()
@@ -128,6 +137,7 @@ class MemoryStore:
 
     async def commit(self, writes: Sequence[Write], why: Why) -> tuple[Resource | None, ...]:
         """See Store.commit."""
+        await _Turn()
         check_writes(writes)
         self._check_fence(why.fence)
         total = 0
@@ -163,6 +173,7 @@ class MemoryStore:
         self, ref: Ref, *, limit: int = 1000, uid: str | None = None
     ) -> Sequence[HistoryEntry]:
         """See Store.history."""
+        await _Turn()
         entries = self._history.get(ref, deque())
         self._drop_old_history(entries)
         found = [entry for entry in entries if uid in (None, entry.uid)]
@@ -170,6 +181,7 @@ class MemoryStore:
 
     async def acquire_lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store.acquire_lease."""
+        await _Turn()
         check_lease_ttl(ttl_seconds)
         now = self._clock.monotonic()
         held = self._leases.get(name)
@@ -182,6 +194,7 @@ class MemoryStore:
 
     async def renew_lease(self, lease: Lease, ttl_seconds: float) -> Lease:
         """See Store.renew_lease."""
+        await _Turn()
         check_lease_ttl(ttl_seconds)
         now = self._clock.monotonic()
         held = self._leases.get(lease.name)
@@ -192,6 +205,7 @@ class MemoryStore:
 
     async def release_lease(self, lease: Lease) -> None:
         """See Store.release_lease."""
+        await _Turn()
         held = self._leases.get(lease.name)
         if held is not None and held.token == lease.token:
             del self._leases[lease.name]

@@ -162,7 +162,7 @@ async def test_no_gap_and_no_repeat_through_crashes(rig: Rig) -> None:
             except TransientError:
                 await asyncio.sleep(0)
 
-    async with watching(rig.store) as view:
+    async with watching(rig.store, keep_events=False) as view:
         await view.synced()
         async with asyncio.TaskGroup() as group:
             for writer in range(4):

@@ -2,7 +2,7 @@
 orchestrator that speaks the wire protocol."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -60,6 +60,7 @@ from bacalhau_controllers.runner.fakes import (
     no_boundary,
 )
 from bacalhau_controllers.runner.ledger import Ledger, MemoryLedger
+from bacalhau_controllers.runner.ports import Layout
 from bacalhau_controllers.runner.site import AgentSettings
 from bacalhau_controllers.runner.state import Limits
 from tests.support.simclock import EPOCH, SimClock, SimLoop
@@ -170,6 +171,8 @@ class Hub:
         self.part_size = 1000
         self.lose_acks = 0
         """So many answers to facts are lost after the facts were stored."""
+        self.heard_at = 0.0
+        """When (by the loop) the last request was answered."""
         self.is_deaf = False
         """No request is answered."""
         self.problems: list[str] = []
@@ -187,6 +190,8 @@ class Hub:
         """Answer one request of the node."""
         if self.is_deaf:
             await asyncio.Event().wait()
+        if self.refuse is None:
+            self.heard_at = asyncio.get_running_loop().time()
         if self.refuse is not None:
             return self.refuse.but(node=request.node, session=request.session)
         match request:
@@ -306,6 +311,37 @@ class Hub:
             self.problems.append(f"{fact.name} counts runs backwards")
 
 
+class CheckedWorkspace(MemoryWorkspace):
+    """Notes when directories are pulled from under a run."""
+
+    def __init__(self, engine: FakeEngine, *, boundary: Boundary) -> None:
+        super().__init__(boundary=boundary)
+        self._engine = engine
+        self.problems: list[str] = []
+
+    async def begin_run(
+        self, layout: Layout, run: int, results: Sequence[str], *, reset: bool
+    ) -> None:
+        """See Workspace."""
+        self._check(layout, "reset" if reset else "prepared")
+        await super().begin_run(layout, run, results, reset=reset)
+
+    async def drop_outputs(self, layout: Layout) -> None:
+        """See Workspace."""
+        self._check(layout, "emptied")
+        await super().drop_outputs(layout)
+
+    async def remove(self, layout: Layout) -> None:
+        """See Workspace."""
+        self._check(layout, "removed")
+        await super().remove(layout)
+
+    def _check(self, layout: Layout, what: str) -> None:
+        for run_id in self._engine.running():
+            if run_id.rpartition(".")[0] == layout.root.name:
+                self.problems.append(f"the directory of {run_id} was {what} while it ran")
+
+
 class World:
     """A node's surroundings, and the agent in it, which may die and come back."""
 
@@ -326,7 +362,7 @@ class World:
         self.engine = FakeEngine(self.clock, boundary=boundary)
         self.storage = FakeStorage(boundary=boundary)
         self.publisher = FakePublisher(boundary=boundary)
-        self.workspace = MemoryWorkspace(boundary=boundary)
+        self.workspace = CheckedWorkspace(self.engine, boundary=boundary)
         self.hub = Hub(self.clock)
         self.ids = CountingIds("session")
         self._policy = dict(policy or {})

@@ -15,6 +15,7 @@ from bacalhau_api.v1.node import Node, NodeSpec
 from bacalhau_controllers.memory import MemoryStore
 from bacalhau_controllers.store import (
     Changed,
+    Cursor,
     Put,
     Removed,
     Restarted,
@@ -159,7 +160,8 @@ async def create(store: Store, *resources: Node | Job) -> list[int]:
 class View:
     """What a watcher has seen: objects by reference, and whether it was all in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_events: bool) -> None:
+        self._keep_events = keep_events
         self.objects: dict[Ref, int] = {}
         self.events: list[WatchEvent] = []
         self.restarts = 0
@@ -170,7 +172,8 @@ class View:
     async def follow(self, events: AsyncIterator[WatchEvent]) -> None:
         """Take in events for ever. Fails on one that is out of order or repeated."""
         async for event in events:
-            self.events.append(event)
+            if self._keep_events:
+                self.events.append(event)
             match event:
                 case Changed(resource):
                     self._in_order(resource.metadata.resource_version)
@@ -211,10 +214,12 @@ class View:
 
 
 @asynccontextmanager
-async def watching(store: Store, *args: object) -> AsyncIterator[View]:
+async def watching(
+    store: Store, since: Cursor | None = None, *, keep_events: bool = True
+) -> AsyncIterator[View]:
     """A watch that runs beside the test; what it raises fails the test."""
-    view = View()
-    async with store.watch(*args) as events:  # type: ignore[arg-type]
+    view = View(keep_events=keep_events)
+    async with store.watch(since) as events:
         task = asyncio.create_task(view.follow(events))
         try:
             yield view

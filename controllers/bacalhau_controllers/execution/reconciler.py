@@ -32,6 +32,7 @@ class ExecutionReconciler:
     """Moves the status of executions. Reads `inbox` for facts about them."""
 
     name = "execution"
+    workers = 64  # commits under way together share batches in the store
 
     def __init__(self, state: State, clock: Clock, inbox: FactInbox, presence: Presence) -> None:
         self._state = state

@@ -15,7 +15,7 @@ from bacalhau_controllers.job.tally import Tally
 def take_results(draft: Draft, sight: Sight) -> Tally:
     """Accept what succeeded in the meantime, whatever became of the job; count the slots."""
     current = draft.view.current
-    tally = Tally(total=draft.job.status.slots.total, succeeded=current.closed)
+    tally = Tally(succeeded=current.closed)
     for view in current.open_views():
         found = look(view, sight)
         if found.state is Is.DONE:
@@ -82,7 +82,6 @@ def is_ready_for_removal(draft: Draft) -> bool:
 
 def remove_everything(draft: Draft) -> None:
     """Delete all that a job owns, as far as one plan can."""
-    draft.update.clear()
     for group in (draft.view.current, *draft.view.older.values()):
         for view in group.slots.values():
             if draft.is_full:

@@ -116,17 +116,21 @@ class Draft:
         self._used += 1
         self.create[execution.name] = execution
 
-    def stop(self, execution: Execution, reason: str, *, superseded: bool = False) -> None:
-        """Have an execution stop, unless it was told so before."""
+    def stop(
+        self, execution: Execution, reason: str, *, superseded: bool = False
+    ) -> Execution | None:
+        """Have an execution stop, unless it was told so before. Returns it as it is then; None if
+        there is no room left for that."""
         old = self.update.get(execution.name, execution)
         new = stopped(old, reason, superseded=superseded)
         if new == old:
-            return
+            return old
         if execution.name not in self.update:
             if not self.has_room():
-                return
+                return None
             self._used += 1
         self.update[execution.name] = new
+        return new
 
     def stop_all(self, executions: Iterable[Execution], reason: str) -> None:
         """Have several stop."""

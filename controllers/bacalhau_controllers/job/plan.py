@@ -75,6 +75,8 @@ def _delete(draft: Draft) -> Plan:
     job = draft.job
     if not cleanup.is_ready_for_removal(draft):
         return draft.finish(job.but(status=status.deleting(draft)), reason="Deleting")
+    # Nobody has to be told to stop any more what is removed: all of the room is for removals.
+    draft = Draft(draft.view, draft.settings, draft.now)
     cleanup.remove_everything(draft)
     if draft.is_full:
         return draft.finish(job, reason="Deleting", message="removing what the job owns")
@@ -96,7 +98,7 @@ def _close(draft: Draft, sight: Sight) -> Plan:
 
 def _stop(draft: Draft, sight: Sight) -> Plan:
     tally = cleanup.take_results(draft, sight)
-    tally.total = _slots_wanted(draft, tally.total)
+    _count_total(draft, tally)
     active = _not_taken(draft)
     draft.stop_all(active, "JobStopped")
     cleanup.prune(draft, sight)
@@ -120,7 +122,7 @@ def _suspend(draft: Draft, sight: Sight) -> Plan:
     cleanup.prune(draft, sight)
     if not cleanup.wait_for_stops(active, draft):
         draft.wait("Resume", "suspended; set spec.suspend to false to go on", mover="user")
-    tally.total = _slots_wanted(draft, tally.total)
+    _count_total(draft, tally)
     tally.waiting = max(tally.total - tally.succeeded - tally.failed - tally.running, 0)
     job = status.with_finalizer(draft.job)
     said = status.held(draft, tally, JobPhase.PENDING, "Suspended", "suspended by request")
@@ -132,7 +134,7 @@ def _work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Plan:
     deadline = status.total_deadline(job, now)
     if deadline is not None and deadline <= now:
         tally = cleanup.take_results(draft, sight)
-        tally.total = _slots_wanted(draft, tally.total)
+        _count_total(draft, tally)
         seconds = job.spec.task.timeouts.total_timeout
         message = f"not done within the total timeout of {seconds} s"
         return _end(draft, sight, tally, JobPhase.FAILED, "TotalTimeout", message)
@@ -232,5 +234,11 @@ def _not_taken(draft: Draft) -> list[Execution]:
     return [e for e in draft.view.active() if e.name not in taken]
 
 
-def _slots_wanted(draft: Draft, known: int) -> int:
-    return known if draft.job.spec.type.is_per_node else draft.job.spec.count
+def _count_total(draft: Draft, tally: Tally) -> None:
+    """How many slots there should be, where the work itself is not looked at."""
+    job = draft.job
+    wanted = job.spec.count
+    if job.spec.type.is_per_node:
+        wanted = job.status.slots.total if status.is_observed(job) else 0
+    # A service that was scaled down has a few more for a while.
+    tally.total = max(wanted, tally.succeeded + tally.failed + tally.running)

@@ -19,7 +19,7 @@ from bacalhau_controllers.job.look import Is, Look, Sight, look
 from bacalhau_controllers.job.outcome import Outcome
 from bacalhau_controllers.job.owned import SlotKey, SlotView
 from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
-from bacalhau_controllers.job.tally import Tally, started_at
+from bacalhau_controllers.job.tally import Tally, enforced, started_at
 from bacalhau_controllers.placement import Request, fits, shape_of
 from bacalhau_controllers.placement.resources import Amounts
 from bacalhau_controllers.placement.rules import RULES
@@ -72,9 +72,9 @@ def service(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     _scale_down(draft, count, old)
     places: list[_Place] = []
     for partition in range(count):
-        view = draft.view.slot(partition)
+        view = enforced(draft.view.slot(partition), draft, sight)
         place = _Place(view, look(view, sight), old.get(partition, []))
-        place.is_needed = tally.settle(view, place.found, draft, sight)
+        place.is_needed = tally.settle(view, place.found, draft)
         places.append(place)
     request = request_of(draft.job, draft.view.current, sight.nodes)
     placer = Placer(draft, sight.nodes, held, request)
@@ -172,9 +172,9 @@ def daemon(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     _leave(draft, sight, old, targets)
     tally, places = Tally(total=len(targets)), list[_Place]()
     for name in sorted(str(target) for target in targets):
-        view = draft.view.slot(name)
+        view = enforced(draft.view.slot(name), draft, sight)
         place = _Place(view, look(view, sight), old.get(name, []))
-        place.is_needed = tally.settle(view, place.found, draft, sight)
+        place.is_needed = tally.settle(view, place.found, draft)
         places.append(place)
     request = request_of(job, draft.view.current, nodes, amounts=None if targets else NOTHING)
     placer = Placer(draft, nodes, held, request)

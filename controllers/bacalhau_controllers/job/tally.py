@@ -26,11 +26,10 @@ class Tally:
     is_settled: bool = True
     """False while results are known that did not fit into this plan."""
 
-    def settle(self, view: SlotView, found: Look, draft: Draft, sight: Sight) -> bool:
+    def settle(self, view: SlotView, found: Look, draft: Draft) -> bool:
         """Count one slot and do what is due about it. True if it needs a new attempt now."""
         for loser in found.losers:
             draft.stop(loser, "Superseded", superseded=True)
-        _leave_rejected_nodes(view, draft, sight)
         match found.state:
             case Is.ACCEPTED:
                 self.succeeded += 1
@@ -46,7 +45,7 @@ class Tally:
                 self.running += 1
                 if found.until is not None:
                     draft.look_again(found.until)
-                _watch(found.execution, draft, sight)
+                _wait_for_end(found.execution, draft)
             case Is.ABSENT:
                 self.running += 1
                 _wait_for_contact(found, draft)
@@ -86,19 +85,6 @@ def describe_failure(view: SlotView, found: Look) -> str:
     return f"slot {view.slot} on node {last.spec.node}: {reason_of(last)}{tries}"
 
 
-def _watch(execution: Execution, draft: Draft, sight: Sight) -> None:
-    """Wait for a live execution. The node enforces the timeout; if it does not, it is told."""
-    timeout = execution.spec.task.timeouts.execution_timeout
-    if timeout and execution.phase is Phase.RUNNING and execution.spec.desired is Desired.RUN:
-        grace = sight.settings.timeout_grace_seconds
-        until = started_at(execution, sight.now) + timedelta(seconds=timeout + grace)
-        if until <= sight.now:
-            draft.stop(execution, STOP_EXECUTION_TIMEOUT)
-        else:
-            draft.look_again(until)
-    _wait_for_end(execution, draft)
-
-
 def _wait_for_end(execution: Execution, draft: Draft) -> None:
     # The same words from placement to end: a job's status is not written for each step of a node.
     node = execution.spec.node
@@ -122,13 +108,34 @@ def _wait_for_contact(found: Look, draft: Draft) -> None:
     draft.wait("Contact", found.why, mover=mover, until=found.until, wakes=False)
 
 
-def _leave_rejected_nodes(view: SlotView, draft: Draft, sight: Sight) -> None:
-    """Nothing is to run on a node that was rejected or removed. It learns so if it returns."""
+def enforced(view: SlotView, draft: Draft, sight: Sight) -> SlotView:
+    """The slot as it is once what must not go on was told to stop: what is on a node that was
+    rejected or removed, and what runs for too long. Both are the node's part first, so these are
+    backstops."""
+    stopped: dict[str, Execution] = {}
     for execution in view.attempts:
         if execution.phase.is_final or execution.spec.desired is Desired.STOP:
             continue
-        node = sight.node(execution)
-        if node is None:
-            draft.stop(execution, "NodeRemoved")
-        elif node.spec.membership is Membership.REJECTED:
-            draft.stop(execution, "NodeRejected")
+        reason = _must_stop(execution, draft, sight)
+        if reason and (told := draft.stop(execution, reason)) is not None:
+            stopped[execution.name] = told
+    if not stopped:
+        return view
+    attempts = [stopped.get(e.name, e) for e in view.attempts]
+    return SlotView(view.slot, attempts, view.acceptance)
+
+
+def _must_stop(execution: Execution, draft: Draft, sight: Sight) -> str:
+    node = sight.node(execution)
+    if node is None:
+        return "NodeRemoved"
+    if node.spec.membership is Membership.REJECTED:
+        return "NodeRejected"
+    timeout = execution.spec.task.timeouts.execution_timeout
+    if timeout and execution.phase is Phase.RUNNING:
+        grace = sight.settings.timeout_grace_seconds
+        until = started_at(execution, sight.now) + timedelta(seconds=timeout + grace)
+        if until <= sight.now:
+            return STOP_EXECUTION_TIMEOUT
+        draft.look_again(until)
+    return ""

@@ -14,7 +14,7 @@ from bacalhau_controllers.job.look import Is, Look, Sight, look
 from bacalhau_controllers.job.outcome import NEW_GENERATION, Outcome
 from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
-from bacalhau_controllers.job.tally import Tally
+from bacalhau_controllers.job.tally import Tally, enforced
 from bacalhau_controllers.placement import shape_of
 
 
@@ -36,9 +36,9 @@ def _batch(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     current = draft.view.current
     tally, needed = Tally(total=spec.count, succeeded=current.closed), list[tuple[SlotView, Look]]()
     draft.stop_all(draft.view.older_active(), NEW_GENERATION)
-    for view in current.open_views():
+    for view in (enforced(open_, draft, sight) for open_ in current.open_views()):
         found = look(view, sight)
-        if tally.settle(view, found, draft, sight):
+        if tally.settle(view, found, draft):
             needed.append((view, found))
     placer = Placer(draft, sight.nodes, held, request_of(draft.job, current, sight.nodes))
     outcome = Outcome(tally, placer)
@@ -79,11 +79,11 @@ def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         return Outcome(Tally(), placer)
     tally, needed = Tally(total=len(nodes)), list[tuple[SlotView, Look]]()
     for name in nodes:
-        view = draft.view.slot(name)
+        view = enforced(draft.view.slot(name), draft, sight)
         found = look(view, sight)
         if found.state is Is.NEEDED:
             found = _unless_gone(name, found, sight)
-        if tally.settle(view, found, draft, sight):
+        if tally.settle(view, found, draft):
             needed.append((view, found))
     request = request_of(draft.job, draft.view.current, sight.nodes)
     placer = Placer(draft, sight.nodes, held, request)

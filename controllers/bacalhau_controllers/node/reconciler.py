@@ -21,6 +21,7 @@ class NodeReconciler:
     """Moves the status of nodes, from what `presence` knows of them."""
 
     name = "node"
+    workers = 32  # commits under way together share batches in the store
 
     def __init__(self, state: State, clock: Clock, presence: Presence) -> None:
         self._state = state

@@ -28,6 +28,7 @@ class PublishingReconciler:
     """Moves the status of publications. Reads `inbox` for facts about them."""
 
     name = "publishing"
+    workers = 32  # commits under way together share batches in the store
 
     def __init__(self, state: State, clock: Clock, inbox: FactInbox, presence: Presence) -> None:
         self._state = state

@@ -52,6 +52,7 @@ from bacalhau_controllers.runner.state import (
     Instant,
     RunnerState,
     Stage,
+    Unassigned,
     workload_id,
 )
 from bacalhau_controllers.runner.upkeep import Upkeep
@@ -112,6 +113,7 @@ class Agent:
         self._uids_by_name: dict[tuple[str, str], list[str]] = {}
         self._blocked: dict[str, list[Event]] = {}
         self._ask_again: set[str] = set()
+        self._last_words: list[str] = []
         self._intake = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
         self._contact_heard = asyncio.Event()
@@ -391,6 +393,16 @@ class Agent:
         async with self._intake:
             orders = assign.full_list(self.site.book, assignments, steps, self.now(), sent)
             await self._obey(orders)
+            self._last_words = orders.last_words
+        self.told()
+
+    def told(self) -> None:
+        """See Desk."""
+        facts = self.site.book.facts
+        said = [uid for uid in self._last_words if uid not in facts]
+        self._last_words = [uid for uid in self._last_words if uid in facts]
+        for uid in said:
+            self.post(uid, Unassigned())
 
     async def take_changes(self, assignments: Assignments, gone: tuple[Gone, ...]) -> None:
         """See Desk."""

@@ -45,12 +45,14 @@ from bacalhau_controllers.runner.state import (
 class Orders:
     """`entries` are to be stored together; then `events` told, in order, to the executions they
     name (None: just look), and `publications` to publications. `must_ask_again` names executions that are wanted again
-    while they are being removed: once they are gone, the full list is needed anew."""
+    while they are being removed: once they are gone, the full list is needed anew. `last_words` names what nobody
+    wants any more, but is finished and not yet told: it goes once it was told."""
 
     entries: list[Entry] = field(default_factory=list)
     events: list[tuple[str, Event | None]] = field(default_factory=list)
     publications: list[tuple[str, PublicationEvent | None]] = field(default_factory=list)
     must_ask_again: list[str] = field(default_factory=list)
+    last_words: list[str] = field(default_factory=list)
 
 
 def full_list(
@@ -78,9 +80,10 @@ def full_list(
         if uid in listed:
             if state.needs_contact:
                 orders.events.append((uid, LinkUp()))
-        elif not (state.stage is Stage.DONE and uid in book.facts):
-            # What is finished and not yet told is told first: the acknowledgement of a fact that
-            # nobody wants comes just as well, and the next full list removes it.
+        elif state.stage is Stage.DONE and uid in book.facts:
+            # A fact that nobody wants is acknowledged as well.
+            orders.last_words.append(uid)
+        else:
             orders.events.append((uid, Unassigned()))
     listed = {one.metadata.uid for one in assignments.publications}
     orders.publications += [(uid, Withdrawn()) for uid in book.publications if uid not in listed]

@@ -75,6 +75,10 @@ class Desk(Protocol):
         """A request sent then was answered in this session."""
         ...
 
+    def told(self) -> None:
+        """Facts were acknowledged and are dropped."""
+        ...
+
     async def take_list(
         self, assignments: Assignments, steps: Mapping[str, int], sent: Instant
     ) -> None:
@@ -312,6 +316,7 @@ class Session:
                     acked = min(reply.seq, facts[-1].seq)
                     if acked >= facts[0].seq:
                         await self._writer.commit([AckFacts(acked)])
+                        self._desk.told()
                         pause = PAUSE_SECONDS
                         continue
             except (UnavailableError, LedgerFullError) as error:

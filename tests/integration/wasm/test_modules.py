@@ -127,13 +127,13 @@ async def test_compilation_has_a_time_limit_and_hurts_nobody_else(bench: Bench) 
         bombing = asyncio.create_task(engine.start(workload))
         others = [await run(engine, bench.wasm("hello")) for _ in range(3)]
         assert [o.exit_code for o in others] == [0, 0, 0]
-        with pytest.raises(TerminalError, match="takes longer than 1 s|CPU s") as caught:
+        with pytest.raises(TerminalError, match=r"takes longer than 1 s|CPU s") as caught:
             await bombing
         assert caught.value.reason == "CompileFailed"
         assert (await engine.observe(workload.id)).phase is RunPhase.ABSENT
         # Another try does not burn the time again.
         async with asyncio.timeout(0.8):
-            with pytest.raises(TerminalError, match="takes longer|CPU s"):
+            with pytest.raises(TerminalError, match=r"takes longer|CPU s"):
                 await engine.start(bench.wasm(path))
         assert len(cached(bench)) == 1
     finally:
@@ -141,11 +141,11 @@ async def test_compilation_has_a_time_limit_and_hurts_nobody_else(bench: Bench) 
 
 
 async def test_compilation_has_a_memory_limit(bench: Bench) -> None:
-    engine = make(bench, memory_bytes_max=160 * MIB)
+    engine = make(bench, memory_bytes_max=256 * MIB)
     await engine.open()
     try:
         with pytest.raises(TerminalError, match="memory") as caught:
-            await engine.start(bench.wasm(write(bench, bomb(40, 20_000))))
+            await engine.start(bench.wasm(write(bench, bomb(2, 400_000))))
         assert caught.value.reason == "CompileFailed"
         assert (await run(engine, bench.wasm("hello"))).exit_code == 0
     finally:
@@ -207,7 +207,7 @@ async def test_module_size_limit(bench: Bench) -> None:
 async def test_several_memories_are_refused(engine: WasmEngine, bench: Bench) -> None:
     """Each would have the limit to itself."""
     data = bytes.fromhex("0061736d01000000 0505 02 00 01 00 01")
-    with pytest.raises(TerminalError, match="multi-memory"):
+    with pytest.raises(TerminalError, match="multiple memories"):
         await engine.start(bench.wasm(write(bench, data)))
 
 

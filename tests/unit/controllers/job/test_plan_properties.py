@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from bacalhau_api.meta import Contact, ObjectMeta, Ref, Resource, Waiting
@@ -161,12 +161,14 @@ def worlds(draw: st.DrawFn) -> tuple[Objects, datetime, JobSettings]:
     world = Objects(Job(metadata=meta, spec=spec))
     for name in NODES[:3]:
         if draw(st.integers(0, 4)):
-            world.add(draw(nodes(name)))
+            world.add(draw(node_states(name)))
     now = at(1000)
     job = world.job
     assert job is not None
     for number in range(max(1, generation - 3), generation + 1):
-        for key in draw(st.sets(st.integers(0, 3), max_size=4)):
+        # The count of a batch job is part of its generation; a service may have been larger.
+        most = spec.count - 1 if spec.type is JobType.BATCH else 3
+        for key in draw(st.sets(st.integers(0, max(most, 0)), max_size=max(most + 1, 0))):
             _fill_slot(draw, world, job, number, key)
     tuned = JobSettings(
         writes_max=draw(st.sampled_from([400, 400, 4])),
@@ -177,7 +179,7 @@ def worlds(draw: st.DrawFn) -> tuple[Objects, datetime, JobSettings]:
 
 
 @st.composite
-def nodes(draw: st.DrawFn, name: str) -> Node:
+def node_states(draw: st.DrawFn, name: str) -> Node:
     made = make_node(
         name,
         cpu=draw(st.sampled_from([300, 1000, 4000])),
@@ -210,8 +212,9 @@ def _fill_slot(draw: st.DrawFn, world: Objects, job: Job, generation: int, key: 
         attempts.append(made)
         world.add(made)
     done = [e for e in attempts if e.phase is Phase.SUCCEEDED]
-    if done and draw(st.booleans()):
-        accepted = draw(st.sampled_from(done))
+    is_accepted = draw(st.booleans())
+    if done and is_accepted:
+        accepted: Execution = draw(st.sampled_from(done))
         world.add(new_acceptance(job, accepted, at(10)))
         publication = new_publication(job, accepted, at(10))
         if publication is not None and draw(st.booleans()):
@@ -297,16 +300,61 @@ def _check_alone(job: Job, new: Execution, world: Objects) -> None:
         assert is_moving, f"{other.name} is still there"
 
 
+def in_short(world: Objects) -> str:
+    """A world for people."""
+    assert world.job is not None
+    spec, meta = world.job.spec, world.job.metadata
+    lines = [
+        f"{spec.type} x{spec.count} generation {meta.generation} stop {spec.stop_generation}",
+        f"  suspend {spec.suspend} deleting {world.job.is_deleting} restart {spec.restart.policy}",
+        f"  {spec.disconnect.action} {spec.disconnect.reconcile} {spec.task.timeouts}",
+        f"  {[c.key for c in spec.constraints]} cpu {spec.task.resources.cpu_millis}",
+    ]
+    for node in world.of(Node):
+        info = node.status.info
+        lines.append(
+            f"  {node.name} {info.capacity.cpu_millis} {info.labels} {node.spec.membership} "
+            f"{node.status.contact} cordon {node.spec.unschedulable} drain {node.spec.drain}"
+        )
+    for e in sorted(world.of(Execution), key=lambda e: str(e.name)):
+        lines.append(
+            f"  {e.name} on {e.spec.node} {e.phase} {e.spec.desired} {e.spec.stop_reason} "
+            f"charged {e.spec.charged} {e.status.contact}"
+        )
+    lines += [f"  accepted {a.name}: {a.spec.execution}" for a in world.of(Acceptance)]
+    return "\n".join(lines)
+
+
+def differences(world: Objects, todo: Plan) -> list[str]:
+    """What a plan would change, in words."""
+    found = [f"create {e.name}" for e in todo.create]
+    for new in todo.update:
+        old = world.objects[new.ref]
+        assert isinstance(old, Execution)
+        found.append(f"{new.name}: {old.spec.desired} to {new.spec.desired} {new.spec.stop_reason}")
+    found += [f"accept {a.name}" for a in todo.accept] + [f"delete {d.ref}" for d in todo.delete]
+    if todo.job is not None and world.job is not None:
+        for key in type(todo.job.status).model_fields:
+            mine, other = getattr(world.job.status, key), getattr(todo.job.status, key)
+            if mine != other:
+                found.append(f"{key}: {mine} becomes {other}")
+    found += ["remove the job"] * (todo.removes_job is not None)
+    assert found or not todo.writes()
+    return found
+
+
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_one_plan_is_enough(drawn: tuple[Objects, datetime, JobSettings]) -> None:
     """Planning again after carrying a plan out writes nothing, unless the plan said that it was cut
     short; then a few more rounds are enough."""
     world, now, tuned = drawn
+    note(in_short(world))
     table = table_of(world)
     for _ in range(ROUNDS_MAX * 4):
         before = Objects(world.job, dict(world.objects), world.version)
         todo = plan(inputs_of(world, table, now, tuned))
+        note(f"plan: {differences(world, todo)}")
         assert len(todo.writes()) <= tuned.writes_max
         world.carry_out(todo)
         for execution in (*todo.create, *todo.update):
@@ -320,11 +368,15 @@ def test_one_plan_is_enough(drawn: tuple[Objects, datetime, JobSettings]) -> Non
             assert not world.of(Execution), "executions outlived their job"
             event("deleted")
             return
-        if todo.requeue_after == 0:
+        # What became too old through this plan is deleted by the next.
+        is_pruned = todo.delete and not (todo.create or todo.update or todo.accept or todo.job)
+        if todo.requeue_after == 0 or is_pruned:
             continue
         again = plan(inputs_of(world, table, now, tuned))
         assert not again.create
-        assert [str(w) for w in again.writes()] == []
+        if again.delete and len(again.writes()) == len(again.delete):
+            continue
+        assert differences(world, again) == []
         event(f"{world.job.spec.type} {world.job.status.phase}")
         return
     raise AssertionError("it never came to an end")

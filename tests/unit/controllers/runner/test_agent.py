@@ -559,13 +559,16 @@ def test_a_finished_result_that_nobody_lists_is_told_before_it_goes(loop: SimLoo
     assert w.hub.link is not None
     w.hub.link.set_up(False)
     loop.advance(10)
-    kept = w.hub.executions.pop("uid-a")  # a list that was made too early
+    w.hub.executions.pop("uid-a")
+    w.hub.lose_acks = 1
     w.hub.link.set_up(True)
     loop.run_until_idle()
+    assert "uid-a" in stored(w).stored.states
+    loop.advance(5)
     assert w.hub.facts[-1].execution is not None
     assert w.hub.facts[-1].execution.phase is Phase.SUCCEEDED
-    assert "uid-a" in stored(w).stored.states
-    w.hub.executions["uid-a"] = kept
+    assert not stored(w).stored.states
+    assert not w.workspace.directories
 
 
 def test_a_refused_node_asks_again(loop: SimLoop) -> None:

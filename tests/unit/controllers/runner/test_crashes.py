@@ -71,7 +71,7 @@ def run_story(story: Story, fate: Fate, *, reboot: bool = False) -> World:
                 fate.revive()
                 w.start()
         story(w)
-        assert w.hub.problems == []
+        assert w.hub.problems + w.workspace.problems == []
         w.kill()
         return w
 

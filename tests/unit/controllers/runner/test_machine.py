@@ -611,11 +611,10 @@ def test_what_nobody_wants_is_stopped_and_removed_without_a_word(stage: Stage) -
     if case.state.stage is Stage.STOPPING:
         got = case.on(StopDone(1, exited(143)))
         assert not got.has_news
-    assert case.state.stage is Stage.CLEANING
+    assert case.state.stage == Stage.CLEANING
     case.on(CleanFailed("busy"))
     case.due()
-    case.on(Cleaned())
-    assert case.state.stage is Stage.GONE
+    assert case.on(Cleaned()).state.stage is Stage.GONE
 
 
 def test_wanted_again_while_it_is_being_stopped() -> None:

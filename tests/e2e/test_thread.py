@@ -1,0 +1,143 @@
+"""The thread from `apply` to a downloaded result, with real processes, and through kill -9."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.cluster import Cluster, left_over, nats_pid
+
+PROGRAMS = Path(__file__).parent.parent / "programs"
+PARTITIONS = 4
+AGENTS = ("edge-1", "edge-2")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """An orchestrator and two agents; afterwards nothing of them may be left."""
+    fleet = Cluster(tmp_path)
+    fleet.start(AGENTS, args=["--allow-path", f"{PROGRAMS}/**", "--on-exit", "stop"])
+    yield fleet
+    assert fleet.close() == []
+
+
+def wasm_job(name: str, *arguments: str, count: int = PARTITIONS) -> dict[str, Any]:
+    """A batch job of the hello program."""
+    return {
+        "apiVersion": "bacalhau.org/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "type": "batch",
+            "count": count,
+            "tasks": [
+                {
+                    "name": "main",
+                    "engine": {
+                        "type": "wasm",
+                        "params": {"entryModule": "/app/hello.wasm", "parameters": arguments},
+                    },
+                    "inputSources": [
+                        {
+                            "source": {
+                                "type": "local",
+                                "params": {"sourcePath": str(PROGRAMS / "hello.wasm")},
+                            },
+                            "target": "/app/hello.wasm",
+                        }
+                    ],
+                    "publisher": {"type": "local"},
+                }
+            ],
+        },
+    }
+
+
+def apply(cluster: Cluster, job: dict[str, Any]) -> None:
+    """Submit, as a file."""
+    file = cluster.root / f"{job['metadata']['name']}.json"
+    file.write_text(json.dumps(job))
+    cluster.run("apply", "-f", str(file))
+
+
+def objects(cluster: Cluster, *words: str) -> list[dict[str, Any]]:
+    """`bacalhau get … -o json`."""
+    found: dict[str, Any] = json.loads(cluster.run("get", *words, "-o", "json").stdout)
+    items: list[dict[str, Any]] = found["items"]
+    return items
+
+
+def test_job_to_downloaded_result(cluster: Cluster) -> None:
+    apply(cluster, wasm_job("hello", "one", "two"))
+    cluster.run("wait", "hello", "--for", "delivered", "--timeout", "60")
+    executions = objects(cluster, "executions")
+    assert {e["spec"]["slot"].get("partition", 0) for e in executions} == set(range(PARTITIONS))
+    assert {e["spec"]["node"] for e in executions} == set(AGENTS), "work is spread"
+    out = cluster.root / "out"
+    cluster.run("download", "hello", "-o", str(out))
+    text = "".join(p.read_text() for p in out.rglob("stdout"))
+    assert text.count("hello one two") >= PARTITIONS
+    assert cluster.run("logs", "hello").stdout.count("hello one two") == PARTITIONS
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("victim", ["orchestrator", "nats", "agent", "everything"])
+def test_kill9_at_a_random_moment(cluster: Cluster, victim: str, seed: int) -> None:
+    """Whatever is killed in the middle of a job, the same results are accepted after a restart,
+    and no attempt is made twice."""
+    apply(cluster, wasm_job("ticks", "--tick", "10"))  # about one second each
+    time.sleep(random.Random(f"{victim}-{seed}").uniform(0, 1.2))
+    agent = cluster.agents["edge-1"]
+    if victim in ("orchestrator", "everything"):
+        cluster.orchestrator.kill()
+    if victim == "nats":
+        os.kill(nats_pid(cluster.root), signal.SIGKILL)
+    if victim in ("agent", "everything"):
+        agent.kill()
+    if victim in ("orchestrator", "everything"):
+        cluster.orchestrator.start()
+    if victim in ("agent", "everything"):
+        agent.start()
+    cluster.run("wait", "ticks", "--for", "delivered", "--timeout", "90")
+    acceptances = objects(cluster, "acceptances")
+    slots = sorted(a["spec"]["slot"].get("partition", 0) for a in acceptances)
+    assert slots == list(range(PARTITIONS)), "one accepted result for each partition"
+    executions = objects(cluster, "executions")
+    assert len(executions) == PARTITIONS, "no second attempt was needed"
+    runs = {e["metadata"]["name"]: e["status"]["report"]["run"] for e in executions}
+    assert set(runs.values()) == {1}, f"something was run twice: {runs}"
+    logs = cluster.run("logs", "ticks").stdout
+    assert logs.count("tick 9") == PARTITIONS, logs
+
+
+def test_a_failing_job_is_not_exit_0(cluster: Cluster) -> None:
+    job = wasm_job("fails", "--exit", "3", count=1)
+    job["spec"]["retry"] = {"attempts": 1}
+    apply(cluster, job)
+    done = cluster.run("wait", "fails", "--timeout", "60", check=False)
+    assert done.returncode == 3
+    explained = cluster.run("explain", "job", "fails").stdout
+    assert "exit" in explained
+    assert "3" in explained
+
+
+def test_nothing_is_left_when_an_agent_was_killed(tmp_path: Path) -> None:
+    fleet = Cluster(tmp_path)
+    fleet.start(["edge-1"], args=["--allow-path", f"{PROGRAMS}/**", "--on-exit", "stop"])
+    try:
+        apply(fleet, wasm_job("long", "--tick", "600", count=2))
+        fleet.run("wait", "long", "--for", "running", "--timeout", "60")
+        fleet.agents["edge-1"].kill()
+        fleet.agents["edge-1"].start()
+        fleet.run("stop", "long")
+        fleet.run("delete", "job", "long")
+        assert objects(fleet, "executions") == []
+    finally:
+        fleet.close()
+    assert left_over(tmp_path) == []
