@@ -210,7 +210,10 @@ def _check_path_name(value: str) -> str:
 
 
 def _make(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """With all its parents, for this node alone (mkdir gives its mode to the last one only)."""
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(exist_ok=True, mode=0o700)
 
 
 def _write(path: Path, data: bytes) -> None:

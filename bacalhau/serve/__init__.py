@@ -14,12 +14,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bacalhau.logs import set_up_logging
+from bacalhau.nats.process import DataLock
 from bacalhau.settings import ServeSettings
 from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import BacalhauError, InvalidError, Problem
 from bacalhau_api.meta import check_name
 
 logger = logging.getLogger(__name__)
+
+LOCK_SECONDS = 3.0
+"""For an earlier process on the same data to be gone, as in a restart."""
 
 ADDRESS_FILE = "serve.json"
 """In the data directory while the process runs: its pid and, for an orchestrator, its addresses."""
@@ -51,6 +55,9 @@ async def _serve(settings: ServeSettings) -> int:
         stop.set()
 
     async with AsyncExitStack() as parts:
+        lock = DataLock(settings.data_dir / "serve.lock")
+        await lock.take(LOCK_SECONDS)
+        parts.callback(lock.release)
         enrolment = None
         address: dict[str, object] = {"pid": os.getpid()}
         if settings.is_orchestrator:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from bacalhau.enrolment import Enrolment
 from bacalhau.nats.connection import Connection, Credentials
 from bacalhau.nats.endpoint import NodeEndpoint
+from bacalhau.nats.keys import write_private
 from bacalhau.nats.server import EmbeddedNats, NatsSettings, NodeUser
 from bacalhau.serve.parts import OnFailure, run_beside
 from bacalhau.server.access import access_for, load_tokens
@@ -111,7 +112,7 @@ class Orchestrator:
             own,
             clock,
             random.Random(),
-            holder=self._ids.uid(),
+            holder=self._holder(),
             on_started_leading=lead,
             on_stopped_leading=follow,
         )
@@ -168,6 +169,14 @@ class Orchestrator:
         self, parts: AsyncExitStack, name: str, work: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None]:
         return run_beside(parts, name, work, self._on_failure)
+
+    def _holder(self) -> str:
+        """Who this is in the lease: the same after a restart on the same data, which nobody else
+        uses meanwhile, so that a killed orchestrator need not wait for its own lease to expire."""
+        path = self._settings.data_dir / "orchestrator.id"
+        if not path.exists():
+            write_private(path, self._ids.uid())
+        return path.read_text().strip()
 
     async def _connect(self, parts: AsyncExitStack) -> Connection:
         """The embedded server, started, or the given one."""

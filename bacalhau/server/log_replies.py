@@ -30,7 +30,7 @@ LOG_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
         "`Accept: text/event-stream` the same as events, with `text/plain` the output alone.",
         "content": {
             NDJSON: {"schema": _RECORD},
-            EVENT_STREAM: {"schema": {"type": "string"}},
+            EVENT_STREAM: {},
             TEXT: {"schema": {"type": "string"}},
         },
     },

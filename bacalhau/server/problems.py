@@ -4,8 +4,9 @@ Leaves to the routes what went wrong; here only becomes words, a status, and JSO
 """
 
 import json
-import logging
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -25,8 +26,6 @@ from bacalhau_api.errors import (
     TerminalError,
     TransientError,
 )
-
-logger = logging.getLogger(__name__)
 
 VALUE_LENGTH_MAX = 120
 PROBLEMS_MAX = 50
@@ -178,7 +177,24 @@ def _from_http(request: Request, error: HTTPException) -> ApiError:
         return ApiError(404, "NotFound", f"there is nothing at {path}", hint=hint)
     if error.status_code == 405:
         message = f"{request.method} is not possible on {path}"
-        hint = f"possible: {headers['Allow']}" if "Allow" in headers else "see /openapi.json"
-        return ApiError(405, "MethodNotAllowed", message, hint=hint, headers=headers)
+        allow = ", ".join(_methods_of(request)) or headers.get("Allow", "")
+        return ApiError(
+            405, "MethodNotAllowed", message, hint=f"possible: {allow}", headers={"Allow": allow}
+        )
     reason = "BadRequest" if error.status_code < 500 else "InternalError"
     return ApiError(error.status_code, reason, str(error.detail), headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What is possible on a path. The router itself names the methods of the first route only."""
+    return sorted(
+        method.upper()
+        for template, methods in request.app.openapi()["paths"].items()
+        if _path_pattern(template).fullmatch(request.url.path)
+        for method in methods
+    )
+
+
+@lru_cache(maxsize=256)
+def _path_pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{[a-z]+\\}", "[^/]+", re.escape(template)))

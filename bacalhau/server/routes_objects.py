@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from types import GenericAlias
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import create_model
@@ -22,7 +22,7 @@ from bacalhau.server.explain import (
 )
 from bacalhau.server.pages import PAGE_ITEMS_MAX
 from bacalhau.server.problems import render
-from bacalhau.server.query import parse_cursor, select, sort_key
+from bacalhau.server.query import parse_cursor, select
 from bacalhau.server.reply import full_json, list_response, object_response
 from bacalhau.server.stream import EVENT_STREAM
 from bacalhau.server.watch import watch_response
@@ -48,7 +48,7 @@ _LIST_WORDS: Final = (
 )
 
 
-_EVENTS: Final = {EVENT_STREAM: {"schema": {"type": "string"}}}
+_EVENTS: Final[dict[str, Any]] = {EVENT_STREAM: {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _list_query(
         str, Query(alias="continue", description="`metadata.continue` of the page before.")
     ] = "",
     sort: Annotated[
-        str, Query(description="`name` or `created`, with `-` in front for the other way.")
+        Literal["name", "-name", "created", "-created"], Query(description="`-`: the other way.")
     ] = "name",
     watch: Annotated[bool, Query(description="Stream changes instead.")] = False,
     since: Annotated[
@@ -88,7 +88,6 @@ def _list_query(
     ] = None,
     last_event_id: Annotated[str, Header(description="Watch: as resourceVersion, wins.")] = "",
 ) -> _ListQuery:
-    sort_key(sort)
     since = last_event_id or since
     return _ListQuery(labels, fields, limit, token, sort, watch, since, timeout_seconds)
 

@@ -110,7 +110,9 @@ async def test_a_new_ledger_has_an_incarnation_and_nothing_else(make: MakeLedger
     book = await ledger.open()
     await ledger.close()
     assert book.meta.incarnation
-    assert not book.executions and not book.states and not book.facts
+    assert not book.executions
+    assert not book.states
+    assert not book.facts
     again = make()
     assert (await again.open()).meta.incarnation == book.meta.incarnation
     await again.close()

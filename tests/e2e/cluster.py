@@ -132,6 +132,7 @@ class Cluster:
         """One `bacalhau` command against this cluster."""
         done = subprocess.run(
             [*BACALHAU, *args],
+            check=False,
             capture_output=True,
             text=True,
             timeout=timeout,

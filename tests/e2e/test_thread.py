@@ -18,10 +18,10 @@ PARTITIONS = 4
 AGENTS = ("edge-1", "edge-2")
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An orchestrator and two agents; afterwards nothing of them may be left."""
-    fleet = Cluster(tmp_path)
+    fleet = Cluster(tmp_path_factory.mktemp("fleet"))
     fleet.start(AGENTS, args=["--allow-path", f"{PROGRAMS}/**", "--on-exit", "stop"])
     yield fleet
     assert fleet.close() == []
@@ -66,17 +66,16 @@ def apply(cluster: Cluster, job: dict[str, Any]) -> None:
     cluster.run("apply", "-f", str(file))
 
 
-def objects(cluster: Cluster, *words: str) -> list[dict[str, Any]]:
-    """`bacalhau get … -o json`."""
-    found: dict[str, Any] = json.loads(cluster.run("get", *words, "-o", "json").stdout)
-    items: list[dict[str, Any]] = found["items"]
-    return items
+def objects(cluster: Cluster, kind: str, job: str) -> list[dict[str, Any]]:
+    """The objects of one kind that belong to a job."""
+    found: dict[str, Any] = json.loads(cluster.run("get", kind, "-o", "json").stdout)
+    return [item for item in found["items"] if item["spec"]["job"] == job]
 
 
 def test_job_to_downloaded_result(cluster: Cluster) -> None:
     apply(cluster, wasm_job("hello", "one", "two"))
     cluster.run("wait", "hello", "--for", "delivered", "--timeout", "60")
-    executions = objects(cluster, "executions")
+    executions = objects(cluster, "executions", "hello")
     assert {e["spec"]["slot"].get("partition", 0) for e in executions} == set(range(PARTITIONS))
     assert {e["spec"]["node"] for e in executions} == set(AGENTS), "work is spread"
     out = cluster.root / "out"
@@ -91,7 +90,8 @@ def test_job_to_downloaded_result(cluster: Cluster) -> None:
 def test_kill9_at_a_random_moment(cluster: Cluster, victim: str, seed: int) -> None:
     """Whatever is killed in the middle of a job, the same results are accepted after a restart,
     and no attempt is made twice."""
-    apply(cluster, wasm_job("ticks", "--tick", "10"))  # about one second each
+    name = f"ticks-{victim}-{seed}"
+    apply(cluster, wasm_job(name, "--tick", "10"))  # about one second each
     time.sleep(random.Random(f"{victim}-{seed}").uniform(0, 1.2))
     agent = cluster.agents["edge-1"]
     if victim in ("orchestrator", "everything"):
@@ -104,15 +104,15 @@ def test_kill9_at_a_random_moment(cluster: Cluster, victim: str, seed: int) -> N
         cluster.orchestrator.start()
     if victim in ("agent", "everything"):
         agent.start()
-    cluster.run("wait", "ticks", "--for", "delivered", "--timeout", "90")
-    acceptances = objects(cluster, "acceptances")
+    cluster.run("wait", name, "--for", "delivered", "--timeout", "90")
+    acceptances = objects(cluster, "acceptances", name)
     slots = sorted(a["spec"]["slot"].get("partition", 0) for a in acceptances)
     assert slots == list(range(PARTITIONS)), "one accepted result for each partition"
-    executions = objects(cluster, "executions")
+    executions = objects(cluster, "executions", name)
     assert len(executions) == PARTITIONS, "no second attempt was needed"
     runs = {e["metadata"]["name"]: e["status"]["report"]["run"] for e in executions}
     assert set(runs.values()) == {1}, f"something was run twice: {runs}"
-    logs = cluster.run("logs", "ticks").stdout
+    logs = cluster.run("logs", name).stdout
     assert logs.count("tick 9") == PARTITIONS, logs
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_left_when_an_agent_was_killed(tmp_path: Path) -> None:
         fleet.agents["edge-1"].start()
         fleet.run("stop", "long")
         fleet.run("delete", "job", "long")
-        assert objects(fleet, "executions") == []
+        assert objects(fleet, "executions", "long") == []
     finally:
         fleet.close()
     assert left_over(tmp_path) == []

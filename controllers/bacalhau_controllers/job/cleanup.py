@@ -17,7 +17,7 @@ def take_results(draft: Draft, sight: Sight) -> Tally:
     current = draft.view.current
     tally = Tally(succeeded=current.closed)
     for view in current.open_views():
-        found = look(view, sight)
+        found = look(draft.seen(view), sight)
         if found.state is Is.DONE:
             assert found.execution is not None
             tally.succeeded += draft.take_result(found.execution, publishes=True)
@@ -33,7 +33,13 @@ def take_results(draft: Draft, sight: Sight) -> Tally:
     return tally
 
 
-def take_older_results(draft: Draft, sight: Sight) -> None:
+def tidy(draft: Draft, sight: Sight) -> None:
+    """What is left to do about earlier generations, and about what is too old."""
+    _take_older_results(draft, sight)
+    _prune(draft, sight)
+
+
+def _take_older_results(draft: Draft, sight: Sight) -> None:
     """What an earlier generation finished counts for it, and is not delivered any more: that
     could overwrite what the current one delivered."""
     if not takes_results(draft.job):
@@ -41,7 +47,7 @@ def take_older_results(draft: Draft, sight: Sight) -> None:
     for generation in _kept(draft):
         for view in draft.view.older[generation].open_views():
             if view.acceptance is None:
-                found = look(view, sight)
+                found = look(draft.seen(view), sight)
                 if found.state is Is.DONE and found.execution is not None:
                     draft.take_result(found.execution, publishes=False)
 
@@ -91,7 +97,7 @@ def remove_everything(draft: Draft) -> None:
         draft.remove(publication)
 
 
-def prune(draft: Draft, sight: Sight) -> None:
+def _prune(draft: Draft, sight: Sight) -> None:
     """Delete what is too old for the live set; the history keeps it. Never the accepted attempt
     or the newest one, and nothing that still runs on a node that can be told to stop."""
     kept = _kept(draft)

@@ -11,6 +11,7 @@ from datetime import datetime
 from bacalhau_api.meta import Ref, Waiting
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Job, Verdict
+from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.settings import JobSettings
 from bacalhau_controllers.job.slots import (
     JobView,
@@ -116,21 +117,24 @@ class Draft:
         self._used += 1
         self.create[execution.name] = execution
 
-    def stop(
-        self, execution: Execution, reason: str, *, superseded: bool = False
-    ) -> Execution | None:
-        """Have an execution stop, unless it was told so before. Returns it as it is then; None if
-        there is no room left for that."""
+    def stop(self, execution: Execution, reason: str, *, superseded: bool = False) -> None:
+        """Have an execution stop, unless it was told so before."""
         old = self.update.get(execution.name, execution)
         new = stopped(old, reason, superseded=superseded)
         if new == old:
-            return old
+            return
         if execution.name not in self.update:
             if not self.has_room():
-                return None
+                return
             self._used += 1
         self.update[execution.name] = new
-        return new
+
+    def seen(self, view: SlotView) -> SlotView:
+        """A slot as it is once this plan's stops are told."""
+        if not any(e.name in self.update for e in view.attempts):
+            return view
+        attempts = [self.update.get(e.name, e) for e in view.attempts]
+        return SlotView(view.slot, attempts, view.acceptance)
 
     def stop_all(self, executions: Iterable[Execution], reason: str) -> None:
         """Have several stop."""
@@ -190,6 +194,9 @@ class Draft:
             elif wait.count > 1:
                 message += f" (and {wait.count - 1} more)"
             return Waiting(what=what, message=message, since=since, until=wait.until, mover=mover)
+        if self.is_full:
+            text = "there is more to do than fits into one commit; it goes on at once"
+            return Waiting(what="Work", message=text, since=since, mover=JOB_RECONCILER)
         return None
 
     def finish(self, job: Job, *, reason: str, message: str = "") -> Plan:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from bacalhau_api.errors import TerminalError
-from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, JobPhase, JobType
 from bacalhau_controllers.job import cleanup, status
 from bacalhau_controllers.job.draft import Draft, Plan, without_job
@@ -61,7 +60,6 @@ def plan(inputs: Inputs) -> Plan:
     sight = Sight.of(job, inputs.nodes, inputs.settings, inputs.now)
     if job.is_deleting:
         return _delete(draft)
-    cleanup.take_older_results(draft, sight)
     if status.is_over(job):
         return _close(draft, sight)
     if job.is_stopped:
@@ -89,19 +87,19 @@ def _delete(draft: Draft) -> Plan:
 def _close(draft: Draft, sight: Sight) -> Plan:
     """A generation that is over stays over. What was late still counts, what runs is stopped."""
     job = draft.job
-    cleanup.take_results(draft, sight)
     draft.stop_all(draft.view.active(), f"Job{job.status.phase}")
-    cleanup.prune(draft, sight)
+    cleanup.take_results(draft, sight)
+    cleanup.tidy(draft, sight)
     done = status.with_finalizer(job).but(status=status.closed(draft))
     return draft.finish(done, reason="Closed")
 
 
 def _stop(draft: Draft, sight: Sight) -> Plan:
+    active = draft.view.active()
+    draft.stop_all(active, "JobStopped")
     tally = cleanup.take_results(draft, sight)
     _count_total(draft, tally)
-    active = _not_taken(draft)
-    draft.stop_all(active, "JobStopped")
-    cleanup.prune(draft, sight)
+    cleanup.tidy(draft, sight)
     is_waiting = cleanup.wait_for_stops(active, draft)
     job = status.with_finalizer(draft.job)
     phase = job.status.phase if status.is_observed(job) else JobPhase.PENDING
@@ -116,10 +114,10 @@ def _stop(draft: Draft, sight: Sight) -> Plan:
 
 
 def _suspend(draft: Draft, sight: Sight) -> Plan:
-    tally = cleanup.take_results(draft, sight)
-    active = _not_taken(draft)
+    active = draft.view.active()
     draft.stop_all(active, "Suspended")
-    cleanup.prune(draft, sight)
+    tally = cleanup.take_results(draft, sight)
+    cleanup.tidy(draft, sight)
     if not cleanup.wait_for_stops(active, draft):
         draft.wait("Resume", "suspended; set spec.suspend to false to go on", mover="user")
     _count_total(draft, tally)
@@ -133,6 +131,7 @@ def _work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Plan:
     job, now = draft.job, draft.now
     deadline = status.total_deadline(job, now)
     if deadline is not None and deadline <= now:
+        draft.stop_all(draft.view.active(), "TotalTimeout")
         tally = cleanup.take_results(draft, sight)
         _count_total(draft, tally)
         seconds = job.spec.task.timeouts.total_timeout
@@ -152,11 +151,11 @@ def _work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Plan:
             ops_nodes=outcome.ops_nodes,
         )
     outcome.placer.close()
-    if not draft.waits:
+    if not draft.waits and not draft.is_full:
         _say_idle(draft)
     if deadline is not None:
         draft.look_again(deadline)
-    cleanup.prune(draft, sight)
+    cleanup.tidy(draft, sight)
     done = status.with_finalizer(job).but(status=status.working(draft, outcome))
     reason = "Placed" if draft.create else "Accepted" if draft.accept else "Observed"
     return draft.finish(done, reason=reason, message=outcome.placer.explain())
@@ -208,8 +207,8 @@ def _end(
     draft.create.clear()
     draft.verdicts = [v for v in draft.verdicts if not v.node]
     draft.wake_at = None
-    draft.stop_all(_not_taken(draft), f"Job{phase}")
-    cleanup.prune(draft, sight)
+    draft.stop_all(draft.view.active(), f"Job{phase}")
+    cleanup.tidy(draft, sight)
     said = status.over(draft, tally, phase, reason=reason, message=message, ops_nodes=ops_nodes)
     done = status.with_finalizer(draft.job).but(status=said)
     return draft.finish(done, reason=reason, message=message)
@@ -218,20 +217,12 @@ def _end(
 def _say_idle(draft: Draft) -> None:
     """Name a mover even where nothing is to be done for now."""
     spec = draft.job.spec
-    if draft.is_full:
-        draft.wait("Work", "more follows at once")
-    elif spec.type is JobType.DAEMON:
+    if spec.type is JobType.DAEMON:
         draft.wait("Nodes", "every matching node has had its run; nodes that join follow")
     elif not spec.count:
         draft.wait("Scale", "count is 0; raise it to run something", mover="user")
     else:
         draft.wait("Work", "its slots are being counted")
-
-
-def _not_taken(draft: Draft) -> list[Execution]:
-    """What has not ended, without those whose results this plan accepts."""
-    taken = {a.spec.execution for a in draft.accept}
-    return [e for e in draft.view.active() if e.name not in taken]
 
 
 def _count_total(draft: Draft, tally: Tally) -> None:

@@ -112,17 +112,12 @@ def enforced(view: SlotView, draft: Draft, sight: Sight) -> SlotView:
     """The slot as it is once what must not go on was told to stop: what is on a node that was
     rejected or removed, and what runs for too long. Both are the node's part first, so these are
     backstops."""
-    stopped: dict[str, Execution] = {}
     for execution in view.attempts:
         if execution.phase.is_final or execution.spec.desired is Desired.STOP:
             continue
-        reason = _must_stop(execution, draft, sight)
-        if reason and (told := draft.stop(execution, reason)) is not None:
-            stopped[execution.name] = told
-    if not stopped:
-        return view
-    attempts = [stopped.get(e.name, e) for e in view.attempts]
-    return SlotView(view.slot, attempts, view.acceptance)
+        if reason := _must_stop(execution, draft, sight):
+            draft.stop(execution, reason)
+    return draft.seen(view)
 
 
 def _must_stop(execution: Execution, draft: Draft, sight: Sight) -> str:

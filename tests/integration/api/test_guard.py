@@ -50,6 +50,14 @@ def test_errors_of_all_kinds_have_one_shape(http: httpx.Client) -> None:
     check_shape(http.post(f"{JOBS}/a/stop", content="{}"), 415, "UnsupportedMediaType")
 
 
+def test_allow_names_all_methods(http: httpx.Client) -> None:
+    answer = http.request("TRACE", f"{JOBS}/a")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, GET, PATCH, PUT"
+    assert http.delete(JOBS).headers["allow"] == "GET, POST"
+    assert http.post("/healthz").headers["allow"] == "GET"
+
+
 def test_large_bodies_are_refused_before_they_are_parsed(http: httpx.Client) -> None:
     json = {"content-type": "application/json"}
     body = b"x" * (BODY_BYTES_MAX + 1)

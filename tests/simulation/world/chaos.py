@@ -142,6 +142,7 @@ class Chaos:
             case 1:
                 machine.engine.vanish(run_id)
             case _:
+                self._world.checker.blame_workload(run_id)
                 machine.engine.end(run_id, 137, "OutOfMemory")
 
     # -- lines and clocks ------------------------------------------------------------------------

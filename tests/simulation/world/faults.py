@@ -141,7 +141,9 @@ class Faults:
         rates: dict[Fault, float] = {}
         for word in filter(None, text.split(",")):
             name, _, rate = word.partition("=")
-            if name == "all":
+            if name == "none":
+                rates = {}
+            elif name == "all":
                 rates |= RATES
             elif name.startswith("-"):
                 rates.pop(Fault(name[1:]), None)

@@ -1,12 +1,14 @@
 """Users and operators: they apply, change, stop, suspend, rerun and delete jobs, and look after
 nodes, through the same actions as the HTTP API."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from bacalhau_api.admission import stop
 from bacalhau_api.errors import BacalhauError, TransientError
-from bacalhau_api.meta import ObjectMeta, Ref
+from bacalhau_api.meta import ObjectMeta, Ref, Resource
 from bacalhau_api.v1.job import (
     Constraint,
     DisconnectPolicy,
@@ -28,7 +30,6 @@ from tests.simulation.world.machines import ENGINE
 
 if TYPE_CHECKING:
     from bacalhau.server.actions import Actions
-    from tests.simulation.world.orchestrators import Orchestrator
     from tests.simulation.world.world import World
 
 NAMES = ("ant", "bee", "cow", "dog", "eel")
@@ -91,18 +92,17 @@ class Users:
         assert at.actions is not None
         at.life.spawn(self._operate(at.actions), "operator")
 
-    async def repair(self, at: "Orchestrator") -> None:
-        """An operator puts everything back in order: all nodes belong and may be used."""
-        assert at.actions is not None
+    async def repair(self) -> None:
+        """An operator puts everything back in order: all nodes belong and may be used, and what
+        ends and begins for ever by its nature is stopped."""
         for name in self._world.node_names:
-            node = self._world.store.peek(Ref("Node", "", name))
-            if not isinstance(node, Node):
+            await self._insist(Ref("Node", "", name), _restored)
+            if self._world.store.peek(Ref("Node", "", name)) is None:
                 await self.enrol(name)
-                continue
-            spec = node.spec.but(
-                membership=Membership.APPROVED, unschedulable=False, drain=False, taints=()
-            )
-            await self._insist(node.ref, spec)
+        for job in self._world.store.everything("Job"):
+            if isinstance(job, Job) and is_restless(job.spec):
+                self._forgive(job)
+                await self._insist(job.ref, _stopped)
 
     async def enrol(self, name: str, membership: Membership = Membership.APPROVED) -> None:
         """A machine becomes a node."""
@@ -119,12 +119,13 @@ class Users:
         except TransientError:
             return
 
-    async def _insist(self, ref: Ref, spec: Any) -> None:
+    async def _insist(self, ref: Ref, change: Callable[[Resource], Resource]) -> None:
+        """Change what is stored, by the world's own hand."""
         for _ in range(20):
-            node = self._world.store.peek(ref)
-            if not isinstance(node, Node) or node.spec == spec:
+            found = self._world.store.peek(ref)
+            if found is None or (changed := change(found)) == found:
                 return
-            put = Put(node.but(spec=spec), node.metadata.resource_version)
+            put = Put(changed, found.metadata.resource_version)
             try:
                 await self._world.store.commit([put], Why("user:operator", "Applied"))
             except TransientError:
@@ -318,3 +319,27 @@ def can_fail(spec: JobSpec) -> bool:
         or limits.total_timeout
         or spec.type is not JobType.BATCH
     )
+
+
+def is_restless(spec: JobSpec) -> bool:
+    """Whether a job goes on ending and beginning for ever, by its nature."""
+    params = spec.task.engine.params
+    is_finite = isinstance(params.get("seconds"), int | float) or spec.task.timeouts.execution_timeout
+    if spec.type.runs_to_completion or not is_finite:
+        return False
+    return spec.restart.policy == "always" or bool(
+        params.get("exitCode") or spec.task.timeouts.execution_timeout
+    )
+
+
+def _restored(node: Resource) -> Resource:
+    assert isinstance(node, Node)
+    spec = node.spec.but(
+        membership=Membership.APPROVED, unschedulable=False, drain=False, taints=()
+    )
+    return node.but(spec=spec)
+
+
+def _stopped(job: Resource) -> Resource:
+    assert isinstance(job, Job)
+    return stop(job)

@@ -114,6 +114,18 @@ def test_delayed_keys_come_in_time_the_earliest_wish_counts() -> None:
     with_queue(body)
 
 
+def test_an_earlier_timer_is_not_held_up_by_a_later_one() -> None:
+    async def body(queue: WorkQueue, clock: SimClock) -> None:
+        start = clock.monotonic()
+        queue.add_after(A, 10)
+        await clock.sleep(1)  # the queue sleeps for A by now
+        queue.add_after(B, 3)
+        seen = [(await take(queue), round(clock.monotonic() - start, 6)) for _ in range(2)]
+        assert seen == [(B, 4.0), (A, 10.0)]
+
+    with_queue(body)
+
+
 def test_a_change_overtakes_a_delay() -> None:
     async def body(queue: WorkQueue, clock: SimClock) -> None:
         queue.add_after(A, 10)

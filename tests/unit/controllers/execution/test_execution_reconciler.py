@@ -248,6 +248,21 @@ def test_which_changes_concern_an_execution() -> None:
         assert not desk.reconciler.is_settled(desk.execution)
 
 
+def test_a_step_of_the_clock_ends_no_wait() -> None:
+    with SimLoop() as loop:
+        desk = Desk(loop)
+        desk.reconcile()
+        assert desk.stored.status.waiting
+        before = desk.bench.revisions(desk.execution)
+        desk.bench.clock.set_forward(86_400)
+        result = desk.reconcile()
+        assert result.requeue_after == pytest.approx(60)
+        assert desk.bench.revisions(desk.execution) == before
+        loop.advance(61)
+        desk.reconcile()
+        assert desk.stored.status.contact is Contact.UNKNOWN  # by its own clock, it is due
+
+
 def test_leaving_office_sends_facts_back() -> None:
     with SimLoop() as loop:
         desk = Desk(loop)
