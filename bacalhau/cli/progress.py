@@ -68,7 +68,7 @@ def summary(job: Job) -> str:
     if counts.failed:
         parts.append(f"{counts.failed} failed")
     if status.waiting is not None:
-        parts.append(f"waits for {status.waiting.message or status.waiting.what}")
+        parts.append(f"waiting: {status.waiting.message or status.waiting.what}")
     return clean(", ".join(parts))
 
 

@@ -290,8 +290,10 @@ def _write(database: sqlite3.Connection, entry: Entry, meta: Meta) -> Meta:
         case AckFacts(seq):
             database.execute("DELETE FROM outbox WHERE seq <= ?", (seq,))
             return meta.but(facts_acked=max(meta.facts_acked, seq))
-        case DropFact(uid):
-            database.execute("DELETE FROM outbox WHERE uid = ?", (uid,))
+        case DropFact(uid, seq):
+            database.execute(
+                "DELETE FROM outbox WHERE uid = ?1 AND (?2 IS NULL OR seq = ?2)", (uid, seq)
+            )
     return meta
 
 

@@ -7,9 +7,9 @@ orchestrator all end in the same remedy: the node says hello again and gets the 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from bacalhau_api.errors import BacalhauError, TransientError, UnavailableError
 from bacalhau_api.meta import Ref, Resource
@@ -68,7 +68,6 @@ class _Session:
     incarnation: str
     heard_at: float
     parts: list[Assignments] = field(default_factory=list)
-    parts_sent: int = 0
     number: int = 0
     dirty: dict[Ref, str] = field(default_factory=dict)  # ref -> uid, in order of change
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -96,7 +95,7 @@ class Gateway:
         self._settings = settings or GatewaySettings()
         self._sessions: dict[str, _Session] = {}
         self._is_open = False
-        self._stop_observing: Callable[[], None] | None = None
+        cache.observe(self._on_change)
 
     def open(self) -> None:
         """Begin to serve. The cache must be synced: a full list from a half-filled one would make
@@ -104,9 +103,6 @@ class Gateway:
         if not self._cache.is_synced:
             raise UnavailableError("the cache is not synced yet; nodes cannot be served")
         self._is_open = True
-        if self._stop_observing is None:
-            self._cache.observe(self._on_change)
-            self._stop_observing = lambda: None
 
     async def close(self) -> None:
         """Forget all sessions. Nodes go on with what they have, and say hello to the next leader."""
@@ -209,7 +205,9 @@ class Gateway:
             session.wake.set()
 
     async def _send(self, session: _Session) -> None:
-        """Push what is marked, one message at a time, until the session ends or breaks."""
+        """Push what is marked, one message at a time, until the session ends or breaks.
+
+        A node applies changes only after the full list that they follow."""
         while True:
             await session.wake.wait()
             session.wake.clear()
@@ -246,8 +244,7 @@ class Gateway:
                 else:
                     publications.append(thing)
             else:
-                kind = "Execution" if ref.kind == "Execution" else "Publication"
-                gone.append(Gone(kind=kind, namespace=ref.namespace, name=ref.name, uid=uid))
+                gone.append(_gone(ref, uid))
                 if now is not None:  # re-created under the same name: tell of it next
                     session.dirty.pop(ref)
                     session.dirty[ref] = now.metadata.uid
@@ -278,7 +275,7 @@ class Gateway:
                 again_seconds=again_seconds,
             )
 
-        if not self._is_open:
+        if not (self._is_open and self._cache.is_synced):
             return refused("NotLeading", "this orchestrator does not lead now", 1.0)
         if hello.protocol != PROTOCOL_VERSION:
             return refused(
@@ -344,12 +341,7 @@ class Gateway:
             time=self._clock.now(),
             beat_seconds=self._settings.beat_seconds,
             assignments=assignments,
-            steps={
-                thing.metadata.uid: thing.status.report.step
-                for thing in (*assignments.executions, *assignments.publications)
-                if thing.status.report is not None
-                and thing.status.report.incarnation == session.incarnation
-            },
+            steps=_steps(assignments, session.incarnation),
             next_part=None if is_last else part + 1,
         )
 
@@ -370,6 +362,22 @@ def _parts(things: Iterable[Execution | Publication]) -> Iterable[Assignments]:
         else:
             publications.append(thing)
     yield Assignments(executions=tuple(executions), publications=tuple(publications))
+
+
+def _steps(assignments: Assignments, incarnation: str) -> dict[str, int]:
+    """The step of each stored report of this incarnation, by uid."""
+    things: tuple[Execution | Publication, ...] = (
+        *assignments.executions,
+        *assignments.publications,
+    )
+    reports = ((thing.metadata.uid, thing.status.report) for thing in things)
+    return {uid: r.step for uid, r in reports if r is not None and r.incarnation == incarnation}
+
+
+def _gone(ref: Ref, uid: str) -> Gone:
+    kind: Literal["Execution", "Publication"]
+    kind = "Execution" if ref.kind == "Execution" else "Publication"
+    return Gone(kind=kind, namespace=ref.namespace, name=ref.name, uid=uid)
 
 
 def _unknown_session(node: str, session: str) -> Refused:

@@ -176,6 +176,15 @@ async def test_forget_takes_everything_of_one_object(ledger: Ledger, make: MakeL
     assert not book.facts
 
 
+async def test_a_newer_fact_is_not_dropped_for_an_older(ledger: Ledger, make: MakeLedger) -> None:
+    await ledger.commit([PutFact(fact(1, "a"))])
+    await ledger.commit([PutFact(fact(2, "a", step=2))])
+    await ledger.commit([DropFact("a", 1)])
+    assert [f.seq for f in (await reopened(ledger, make)).facts.values()] == [2]
+    await ledger.commit([DropFact("a", 2)])
+    assert not (await reopened(ledger, make)).facts
+
+
 async def test_executions_come_back_in_order_of_arrival(ledger: Ledger, make: MakeLedger) -> None:
     names = ["z", "a", "m"]
     for name in names:
@@ -210,7 +219,7 @@ def _entries() -> st.SearchStrategy[Entry]:
         st.builds(Forget, uids),
         uids.map(lambda uid: PutFact(fact(0, uid))),
         st.integers(0, 30).map(AckFacts),
-        st.builds(DropFact, uids),
+        st.builds(DropFact, uids, st.none() | st.integers(0, 30)),
     )
 
 

@@ -64,7 +64,7 @@ def waiting_lines(waiting: Any) -> list[str]:
     """What something waits for, since when, until when, and who moves it next."""
     since = age(dig(waiting, "since"), now())
     text = clean(waiting.get("message") or waiting["what"])
-    lines = [f"waits for {text} ({clean(waiting['what'])}, for {since})"]
+    lines = [f"waiting: {text} ({clean(waiting['what'])}, for {since})"]
     until = parse_time(waiting.get("until"))
     deadline = f"until {until:%Y-%m-%d %H:%M:%S} UTC" if until else "without a deadline"
     lines.append(f"moved next by: {clean(waiting['mover'])}, {deadline}")

@@ -6,6 +6,7 @@ files again, and the next request finds or starts a zygote.
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import socket
@@ -25,7 +26,15 @@ _START_SECONDS_MAX = 30.0
 _SHUTDOWN_SECONDS_MAX = 30.0
 _COMPILE_SLACK_SECONDS = 30.0
 _LAUNCHES_MAX = 3
-_PACKAGE_ROOT = str(Path(bacalhau.__file__).resolve().parents[1])
+
+
+def _python_path() -> str:
+    """Where the zygote finds this package and wasmtime, however the agent came to find them."""
+    roots = [Path(bacalhau.__file__).resolve().parents[1]]
+    spec = importlib.util.find_spec("wasmtime")
+    if spec is not None and spec.origin is not None:
+        roots.append(Path(spec.origin).resolve().parents[1])
+    return os.pathsep.join(map(str, dict.fromkeys(roots)))
 
 
 class ZygoteLink:
@@ -209,7 +218,7 @@ class ZygoteLink:
             *command,
             self._name,
             *self._options,
-            env={"PYTHONPATH": _PACKAGE_ROOT, "PYTHONSAFEPATH": "1", "LANG": "C.UTF-8"},
+            env={"PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1", "LANG": "C.UTF-8"},
             cwd="/",
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,

@@ -89,7 +89,7 @@ def is_ready_for_removal(draft: Draft) -> bool:
 def remove_everything(draft: Draft) -> None:
     """Delete all that a job owns, as far as one plan can."""
     for group in (draft.view.current, *draft.view.older.values()):
-        for view in group.slots.values():
+        for view in group.views():
             if draft.is_full:
                 return
             _remove_slot(view, draft)
@@ -103,11 +103,11 @@ def _prune(draft: Draft, sight: Sight) -> None:
     kept = _kept(draft)
     groups = [draft.view.current, *(draft.view.older[number] for number in kept)]
     for group in groups:
-        for key in group.retried:
-            _prune_attempts(group.slots[key], draft)
+        for view in group.retried_views():
+            _prune_attempts(view, draft)
     for number in sorted(draft.view.older):
         if number not in kept:
-            for view in draft.view.older[number].slots.values():
+            for view in draft.view.older[number].views():
                 if not _is_in_use(view, draft, sight):
                     _remove_slot(view, draft)
 

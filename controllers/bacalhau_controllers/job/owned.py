@@ -95,6 +95,14 @@ class Group:
         """How many slots hold a result."""
         return self.closed + sum(self.slots[key].acceptance is not None for key in self.open)
 
+    def views(self) -> list[SlotView]:
+        """All slots, in order."""
+        return [self.slots[key] for key in sorted(self.slots, key=_order)]
+
+    def retried_views(self) -> list[SlotView]:
+        """The slots with more than one attempt, in order."""
+        return [self.slots[key] for key in sorted(self.retried, key=_order)]
+
     def open_views(self) -> list[SlotView]:
         """The open slots, in order."""
         return [self.slots[key] for key in sorted(self.open, key=_order)]

@@ -222,7 +222,7 @@ def _say_idle(draft: Draft) -> None:
     elif not spec.count:
         draft.wait("Scale", "count is 0; raise it to run something", mover="user")
     else:
-        draft.wait("Work", "its slots are being counted")
+        draft.wait("Work", "no slot needs anything now")
 
 
 def _count_total(draft: Draft, tally: Tally) -> None:

@@ -100,8 +100,8 @@ def _wait_until_ready(places: Iterable[_Place], draft: Draft, sight: Sight) -> N
 
 
 def _scale_down(draft: Draft, count: int, old: dict[SlotKey, list[Execution]]) -> None:
-    for key, view in draft.view.current.slots.items():
-        if isinstance(key, int) and key >= count:
+    for view in draft.view.current.open_views():
+        if view.slot.partition >= count:
             draft.stop_all(view.active, SCALED_DOWN)
     for key, executions in old.items():
         if not isinstance(key, int) or key >= count:

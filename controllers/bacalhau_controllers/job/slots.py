@@ -30,7 +30,7 @@ class JobView:
         self.job = job
         self.generation = job.metadata.generation
         self.current = owned.groups.get(self.generation) or Group()
-        self.older = {n: g for n, g in owned.groups.items() if n != self.generation}
+        self.older = {n: owned.groups[n] for n in sorted(owned.groups) if n != self.generation}
         self.publications = owned.publications
 
     def slot(self, key: SlotKey) -> SlotView:

@@ -19,6 +19,7 @@ from bacalhau_controllers.placement.rules import RULES, Check, Finding, Shape
 
 Flags = NDArray[np.bool_]
 Small = NDArray[np.int16]
+Order = NDArray[np.float64]
 
 # Bounds on what is kept for shapes, checks and label keys that users may invent without end.
 _SHAPES_MAX: Final = 256
@@ -136,13 +137,14 @@ class Matching:
         rule = RULES[check.rule]
         return rule.check(check.need, rule.fact(node, check.key)).about(node.name)
 
-    def counts(self, shape: Shape, scope: Flags | None = None) -> tuple[Count, ...]:
-        """How many nodes (of those in scope) each rule turned down, each node under the first."""
+    def counts(self, shape: Shape, order: Order, scope: Flags | None = None) -> tuple[Count, ...]:
+        """How many nodes (of those in scope) each rule turned down, each node under the first. The
+        example is the first by `order`, so that it does not depend on who came first."""
         mask = self.mask(shape)
         if scope is not None:
-            return _count(shape, np.where(scope, mask.first, -1))
+            return _count(shape, np.where(scope, mask.first, -1), order)
         if mask.counts is None:
-            mask.counts = _count(shape, mask.first)
+            mask.counts = _count(shape, mask.first, order)
         return mask.counts
 
     def _refresh(self, shape: Shape, mask: Mask) -> None:
@@ -215,11 +217,16 @@ class Matching:
         self._answers.clear()
 
 
-def _count(shape: Shape, first: Small) -> tuple[Count, ...]:
+def first_of(rows: Flags, order: Order) -> int:
+    """The row that comes first by `order`; at least one is set."""
+    return int(np.argmin(np.where(rows, order, np.inf)))
+
+
+def _count(shape: Shape, first: Small, order: Order) -> tuple[Count, ...]:
     by_rule: dict[str, tuple[int, int]] = {}
     numbers = np.bincount(first[first >= 0], minlength=len(shape))
     for i in np.flatnonzero(numbers):
         rule = shape[i].rule
-        count, row = by_rule.get(rule, (0, int(np.argmax(first == i))))
+        count, row = by_rule.get(rule, (0, first_of(first == i, order)))
         by_rule[rule] = (count + int(numbers[i]), row)
     return tuple(Count(rule, count, row) for rule, (count, row) in by_rule.items())

@@ -13,7 +13,7 @@ import numpy as np
 
 from bacalhau_api.v1.job import Job, RuleCount, Verdict
 from bacalhau_api.v1.node import Node
-from bacalhau_controllers.placement.matching import Flags
+from bacalhau_controllers.placement.matching import Flags, first_of
 from bacalhau_controllers.placement.resources import (
     DIMENSIONS,
     Amounts,
@@ -184,9 +184,9 @@ def _counts(search: Search, scope: Flags) -> tuple[RuleCount, ...]:
     counts: list[RuleCount] = []
     mask = table.matching.mask(request.shape)
     if request.only is None:
-        by_rule = table.matching.counts(request.shape)
+        by_rule = table.matching.counts(request.shape, table.ties)
     else:
-        by_rule = table.matching.counts(request.shape, scope)
+        by_rule = table.matching.counts(request.shape, table.ties, scope)
     for rule, number, row in by_rule:
         counts.append(RuleCount(rule=rule, nodes=number, example=_example(search, rule, row)))
     left = mask.ok & scope
@@ -194,7 +194,7 @@ def _counts(search: Search, scope: Flags) -> tuple[RuleCount, ...]:
         turned_down = left & bad
         number = int(np.count_nonzero(turned_down))
         if number:
-            row = int(np.argmax(turned_down))
+            row = first_of(turned_down, table.ties)
             counts.append(RuleCount(rule=name, nodes=number, example=_example(search, name, row)))
             left &= ~bad
     return tuple(counts)
@@ -208,7 +208,7 @@ def _example(search: Search, rule: str, row: int) -> str:
 
 
 def _nearest(search: Search, scope: Flags) -> int:
-    """The candidate that fails the fewest rules; of equals the better one, then by name."""
+    """The candidate that fails the fewest rules; of equals the better one, then by the table's order."""
     table = search.table
     fails = table.matching.mask(search.request.shape).fails.astype(np.int32)
     for _, bad in _dynamic(search):
@@ -216,4 +216,4 @@ def _nearest(search: Search, scope: Flags) -> int:
     fails[~scope] = np.iinfo(np.int32).max
     rows = np.flatnonzero(fails == fails.min())
     best = rows[table.base[rows] == table.base[rows].max()]
-    return int(min(best, key=lambda row: table.names[row]))
+    return int(best[np.argmin(table.ties[best])])

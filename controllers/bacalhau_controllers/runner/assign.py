@@ -68,7 +68,7 @@ def full_list(
     for uid, step in steps.items():
         fact = book.facts.get(uid)
         if fact is not None and _step_of(fact) <= step:
-            orders.entries.append(DropFact(uid))
+            orders.entries.append(DropFact(uid, fact.seq))
         state = book.states.get(uid)
         if state is not None and state.report.step < step:
             orders.events.append((uid, Disowned(step)))
@@ -78,7 +78,9 @@ def full_list(
     listed = {one.metadata.uid for one in assignments.executions}
     for uid, state in book.states.items():
         if uid in listed:
-            if state.needs_contact:
+            # Whether it waits for this is its worker's to know: the ledger may lag behind.
+            needs_contact = book.executions[uid].spec.local_deadline_seconds is not None
+            if needs_contact and state.stage is not Stage.DONE:
                 orders.events.append((uid, LinkUp()))
         elif state.stage is Stage.DONE and uid in book.facts:
             # A fact that nobody wants is acknowledged as well.

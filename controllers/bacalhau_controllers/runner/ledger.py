@@ -132,9 +132,11 @@ class AckFacts:
 
 @dataclass(frozen=True, slots=True)
 class DropFact:
-    """Drop the fact of one object: it is stored already, or nobody wants it."""
+    """Drop the fact of one object: it is stored already, or nobody wants it. With `seq`, only if
+    it is still that one."""
 
     uid: str
+    seq: int | None = None
 
 
 Entry = (
@@ -189,8 +191,10 @@ class Book:
                     for uid in [uid for uid, fact in self.facts.items() if fact.seq <= seq]:
                         del self.facts[uid]
                     self.meta = self.meta.but(facts_acked=max(self.meta.facts_acked, seq))
-                case DropFact(uid):
-                    self.facts.pop(uid, None)
+                case DropFact(uid, seq):
+                    held = self.facts.get(uid)
+                    if held is not None and seq in (None, held.seq):
+                        del self.facts[uid]
 
     def copy(self) -> "Book":
         """A copy that later commits do not change. What it holds is immutable."""

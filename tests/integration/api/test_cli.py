@@ -167,7 +167,7 @@ def test_describe_and_explain_say_what_is_waited_for(shell: Shell, server: Runni
     for words in (("describe", "job", "a"), ("explain", "job/a")):
         code, out, _ = shell(*words)
         assert code == 0
-        assert "waits for no node has 64 GB free[2J (Capacity, for " in out
+        assert "waiting: no node has 64 GB free[2J (Capacity, for " in out
         assert "moved next by: job reconciler, without a deadline" in out
         assert "resources turned down 3, such as: n1: 16 GB" in out
         assert "try: ask for 16 GB of memory" in out

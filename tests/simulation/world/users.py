@@ -143,7 +143,8 @@ class Users:
             if not isinstance(stored, Job):
                 await self._apply(actions, Job(metadata=ObjectMeta(name=name), spec=self.spec()))
             elif dice < 0.25:
-                await self._apply(actions, Job(metadata=ObjectMeta(name=name), spec=self.spec()))
+                spec = self.spec(stored.spec.type)
+                await self._apply(actions, Job(metadata=ObjectMeta(name=name), spec=spec))
             elif dice < 0.45:
                 await self._apply(actions, self._changed(stored))
             elif dice < 0.55:
@@ -167,8 +168,6 @@ class Users:
 
     async def _apply(self, actions: "Actions", job: Job) -> None:
         stored = self._world.store.peek(job.ref)
-        if isinstance(stored, Job) and stored.spec.type is not job.spec.type:
-            job = job.but(spec=job.spec.but(type=stored.spec.type))
         if isinstance(stored, Job):
             self._forgive(stored, can_fail(job.spec))
         self._say("apply", job.name, job.spec.type)
@@ -195,10 +194,10 @@ class Users:
                 spec = spec.but(tasks=(spec.task.but(env=env),))
         return Job(metadata=meta, spec=spec.but(stop_generation=0, rerun_nonce=""))
 
-    def spec(self) -> JobSpec:
+    def spec(self, kind: JobType | None = None) -> JobSpec:
         """Some job."""
         rng = self._rng
-        kind = rng.choice(list(JobType))
+        kind = kind or rng.choice(list(JobType))
         params: dict[str, Any] = {"exitCode": 0, "seconds": round(rng.uniform(0.2, 30), 1)}
         if rng.random() < 0.15:
             params["exitCode"] = rng.randint(1, 3)

@@ -181,10 +181,15 @@ def dig(place: Path, depth: int) -> None:
 async def test_names_that_cannot_be_sent_are_refused(
     workspace: DiskWorkspace, layout: Layout
 ) -> None:
-    (Path(os.fsdecode(os.fsencode(layout.result("r")) + b"/\xff"))).write_text("x")
+    make_file(os.fsencode(layout.result("r")) + b"/\xff")
     with pytest.raises(TerminalError, match="UTF-8") as caught:
         await workspace.collect(layout, 0)
     assert caught.value.reason == "OutputUnreadable"
+
+
+def make_file(path: bytes) -> None:
+    with open(path, "w") as file:
+        file.write("x")
 
 
 @pytest.mark.parametrize(

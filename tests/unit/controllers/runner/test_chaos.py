@@ -100,10 +100,24 @@ class Chaos:
                 w.clock.set_forward(rng.choice([-7200, 7200, 3]))
             case 17 if w.engine.running():
                 w.engine.vanish(rng.choice(w.engine.running()))
-            case 18 if w.engine.running() and rng.random() < 0.3:
-                w.engine.lose(rng.choice(w.engine.running()))
+            case 18 if rng.random() < 0.3:
+                self.lose_one()
             case 19:
                 w.storage.errors.append(UnavailableError("no route"))
+
+    def lose_one(self) -> None:
+        """Somebody removes a run by hand. (Before the node has noted that it was started, that
+        cannot be told from one that never was, and it is started.)"""
+        assert isinstance(self.w.ledger, MemoryLedger)
+        book = self.w.ledger.stored
+        noted = [
+            run_id
+            for run_id in self.w.engine.running()
+            for state in [book.states.get(f"uid-{run_id.rpartition('.')[0]}")]
+            if state is not None and state.stage is Stage.RUNNING
+        ]
+        if noted:
+            self.w.engine.lose(self.rng.choice(noted))
 
     def restart(self, *, is_boot: bool) -> None:
         is_up = self.w.hub.link.is_up if self.w.hub.link else False
@@ -135,7 +149,7 @@ class Chaos:
         elif self.loop.time() - since > DEADLINE + 3:
             for run_id in w.engine.running():
                 of = w.hub.executions.get(f"uid-{run_id.rpartition('.')[0]}")
-                assert of is None or of.spec.local_deadline_seconds is None, run_id
+                assert of is None or of.spec.local_deadline_seconds is None, (run_id, since)
 
 
 @pytest.mark.parametrize("seed", range(20))
