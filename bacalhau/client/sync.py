@@ -250,11 +250,13 @@ class Client:
         reader = EventReader(kind)
         reader.cursor = since
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        backoff, was_connected = Backoff(), False
+        backoff, was_connected, was_tried = Backoff(), False, False
         while True:
             left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            if left is not None and left <= 0 and was_tried:
                 return
+            # Without any time, too, what exists is told once.
+            left, was_tried = None if left is None else max(left, 0.001), True
             try:
                 for update in self._watch_once(kind, wanted, reader, left):
                     was_connected = True
@@ -264,7 +266,9 @@ class Client:
                 if not was_connected:
                     raise
             pause = backoff.next()
-            time.sleep(pause if left is None else min(pause, left))
+            if deadline is not None:
+                pause = max(0.0, min(pause, deadline - time.monotonic()))
+            time.sleep(pause)
 
     def _watch_once(
         self, kind: type[R], wanted: Filter, reader: EventReader[R], left: float | None

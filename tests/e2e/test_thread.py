@@ -1,5 +1,6 @@
 """The thread from `apply` to a downloaded result, with real processes, and through kill -9."""
 
+import asyncio
 import json
 import os
 import random
@@ -11,6 +12,18 @@ from typing import Any
 
 import pytest
 
+from bacalhau.client import AsyncClient
+from bacalhau_api.meta import ObjectMeta
+from bacalhau_api.v1.job import (
+    Job,
+    JobPhase,
+    JobSpec,
+    JobType,
+    Resources,
+    RetryPolicy,
+    SpecConfig,
+    Task,
+)
 from tests.e2e.cluster import Cluster, left_over, nats_pid
 
 PROGRAMS = Path(__file__).parent.parent / "programs"
@@ -141,3 +154,41 @@ def test_nothing_is_left_when_an_agent_was_killed(tmp_path: Path) -> None:
     finally:
         fleet.close()
     assert left_over(tmp_path) == []
+
+
+def noop_job(number: int) -> Job:
+    """Every tenth fails on purpose."""
+    code = 1 if number % 10 == 0 else 0
+    engine = SpecConfig(type="noop", params={"durationSeconds": 0.01, "exitCode": code})
+    return Job(
+        metadata=ObjectMeta(name=f"noop-{number}"),
+        spec=JobSpec(
+            type=JobType.BATCH,
+            tasks=(Task(engine=engine, resources=Resources(cpu_millis=10)),),
+            retry=RetryPolicy(attempts=1),
+        ),
+    )
+
+
+async def test_a_thousand_jobs_at_once(cluster: Cluster) -> None:
+    """All end, and those that failed on purpose, and only they, are reported as failed."""
+    jobs = [noop_job(number) for number in range(1000)]
+    gate = asyncio.Semaphore(64)
+    async with AsyncClient(cluster.server) as client:
+
+        async def submit(job: Job) -> None:
+            async with gate:
+                await client.apply(job)
+
+        await asyncio.gather(*(submit(job) for job in jobs))
+        deadline = time.monotonic() + 90
+        while True:
+            found = [j async for j in client.list(Job) if j.name.startswith("noop-")]
+            if len(found) == 1000 and all(j.status.phase.is_final for j in found):
+                break
+            assert time.monotonic() < deadline, "not all jobs ended"
+            await asyncio.sleep(0.2)
+    failed = {j.name for j in found if j.status.phase is JobPhase.FAILED}
+    assert failed == {f"noop-{number}" for number in range(0, 1000, 10)}
+    assert all(j.status.phase is JobPhase.COMPLETED for j in found if j.name not in failed)
+    assert all("exit code 1" in j.status.message for j in found if j.name in failed)

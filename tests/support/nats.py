@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -60,6 +60,18 @@ async def delete_stream(server: EmbeddedNats) -> None:
     """Lose everything, as when a disk was replaced."""
     async with open_connection(server) as connection:
         await connection.request(f"$JS.API.STREAM.DELETE.{STREAM}", b"{}")
+
+
+async def eventually(holds: Callable[[], bool], what: str = "it") -> None:
+    """Return once `holds()`: for what happens in another process, which has no event for us."""
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                if holds():
+                    return
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"{what} did not happen within {WAIT_SECONDS:g} s") from None
 
 
 class Proxy:

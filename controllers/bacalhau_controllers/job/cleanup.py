@@ -99,7 +99,7 @@ def remove_everything(draft: Draft) -> None:
 
 def _prune(draft: Draft, sight: Sight) -> None:
     """Delete what is too old for the live set; the history keeps it. Never the accepted attempt
-    or the newest one, and nothing that still runs on a node that can be told to stop."""
+    or the newest one, and nothing that has not ended and is not given up."""
     kept = _kept(draft)
     groups = [draft.view.current, *(draft.view.older[number] for number in kept)]
     for group in groups:
@@ -119,7 +119,7 @@ def _kept(draft: Draft) -> list[int]:
 
 
 def _is_in_use(view: SlotView, draft: Draft, sight: Sight) -> bool:
-    if reachable(view.active):
+    if any(e.status.contact is not Contact.LOST for e in view.active):
         return True
     publications = (draft.view.publications.get(e.name) for e in view.attempts)
     return any(

@@ -245,7 +245,7 @@ def _stays(name: str, draft: Draft, sight: Sight) -> bool:
     node = sight.nodes.node(name)
     if node is None or node.spec.drain or node.spec.membership is Membership.REJECTED:
         return False
-    has_work = any(view.active for view in _views(name, draft))
+    has_work = any(not sight.is_gone(e) for view in _views(name, draft) for e in view.active)
     return has_work and _meets_constraints(draft, node)
 
 

@@ -170,6 +170,7 @@ def environment(execution: Execution, policy: Policy) -> dict[str, str]:
         for name, value in spec.task.env.items()
     }
     return own | {
+        "BACALHAU_ATTEMPT": str(spec.attempt),
         "BACALHAU_EXECUTION_ID": execution.name,
         "BACALHAU_JOB_ID": spec.job,
         "BACALHAU_JOB_NAMESPACE": execution.metadata.namespace,

@@ -199,6 +199,8 @@ def test_wait_exit_codes(shell: Shell, server: RunningServer) -> None:
     )
     assert shell("wait", "done")[0] == 0
     assert shell("wait", "open", "--for", "running")[0] == 0
+    assert shell("wait", "done", "--timeout", "0")[0] == 0
+    assert shell("wait", "open", "--timeout", "0")[0] == 4
     code, _, err = shell("wait", "job/bad")
     assert code == 3
     assert "error: job bad is Failed" in err

@@ -22,7 +22,14 @@ from bacalhau.nats.server import EmbeddedNats, NodeUser
 from bacalhau.nats.subjects import agent_subject, node_inbox, node_subject
 from bacalhau.nats.transport import Message
 from bacalhau_api.errors import OutcomeUnknownError, UnavailableError
-from tests.support.nats import WAIT_SECONDS, open_connection, open_store, running_server
+from tests.support.nats import (
+    WAIT_SECONDS,
+    eventually,
+    kill,
+    open_connection,
+    open_store,
+    running_server,
+)
 from tests.support.stores import create, node
 
 SEEDS = {name: new_seed() for name in ("a", "b.x")}
@@ -86,12 +93,12 @@ async def serve(line: Connection, subject: str, answer: bytes) -> list[Message]:
     return got
 
 
-async def ask(line: Connection, subject: str, payload: bytes = b"") -> Message:
+async def ask(line: Connection, subject: str, *, timeout: float = 5.0) -> Message:
     """A request, repeated while the other side is not subscribed yet."""
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
             try:
-                return await line.request(subject, payload)
+                return await line.request(subject, b"hi", timeout=timeout)
             except UnavailableError:
                 await asyncio.sleep(0.01)
 
@@ -100,7 +107,7 @@ async def ask(line: Connection, subject: str, payload: bytes = b"") -> Message:
 async def test_requests_go_both_ways(server: EmbeddedNats, name: str) -> None:
     async with open_connection(server) as hub, node_line(server, name) as line:
         got = await serve(hub, node_subject("*", "hello"), b"welcome")
-        assert (await ask(line, node_subject(name, "hello"), b"hi")).data == b"welcome"
+        assert (await ask(line, node_subject(name, "hello"))).data == b"welcome"
         assert [message.subject for message in got] == [node_subject(name, "hello")]
         await serve(line, agent_subject(name, ">"), b"applied")
         assert (await ask(hub, agent_subject(name, "outputs.read"))).data == b"applied"
@@ -120,9 +127,7 @@ async def test_a_node_cannot_speak_for_another(server: EmbeddedNats) -> None:
             await client.publish(subject, b"forged")
             await denied(client, errors, f'"{subject}"')
         await client.publish("node.a.facts", b"own")
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not got:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(got))
         assert [message.data for message in got] == [b"own"]
 
 
@@ -186,9 +191,7 @@ async def test_a_reply_cannot_be_steered_into_the_store(server: EmbeddedNats) ->
                 "$JS.API.STREAM.PURGE.BACALHAU",
             ):
                 await client.publish("node.a.hello", b"hi", reply=target)
-            async with asyncio.timeout(WAIT_SECONDS):
-                while len(got) < 5:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: len(got) == 5)
         # The hub sees a subject of the server's making instead of what the node asked for.
         assert all(message.reply.startswith("_R_.") for message in got)
         await asyncio.sleep(0.1)
@@ -243,14 +246,9 @@ async def test_removing_a_node_cuts_it_off(server: EmbeddedNats) -> None:
 
 
 async def test_nodes_are_kept_through_a_crash_of_the_server(server: EmbeddedNats) -> None:
-    import os
-    import signal
-
     async with node_line(server, "a") as line:
-        os.kill(server.pid, signal.SIGKILL)
-        async with asyncio.timeout(WAIT_SECONDS):
-            while line.generation < 2 or not line.is_connected:
-                await asyncio.sleep(0.01)
+        kill(server)
+        await eventually(lambda: line.generation > 1 and line.is_connected)
 
 
 async def test_setting_nodes_often_at_once(server: EmbeddedNats) -> None:
@@ -279,12 +277,7 @@ async def test_unanswered_requests(server: EmbeddedNats) -> None:
 
         await hub.subscribe(node_subject("*", "hello"), ignore)
         with pytest.raises(OutcomeUnknownError, match="no answer"):
-            async with asyncio.timeout(WAIT_SECONDS):
-                while True:
-                    try:
-                        await line.request(node_subject("a", "hello"), timeout=0.2)
-                    except UnavailableError:
-                        await asyncio.sleep(0.01)
+            await ask(line, node_subject("a", "hello"), timeout=0.2)
         assert silent.is_set()
 
 

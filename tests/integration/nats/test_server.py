@@ -17,7 +17,14 @@ from bacalhau.nats.binary import SERVER_VERSION, find_server
 from bacalhau.nats.config import LOOPBACK
 from bacalhau.nats.server import EmbeddedNats, NatsSettings
 from bacalhau_api.errors import TerminalError, UnavailableError
-from tests.support.nats import WAIT_SECONDS, kill, open_connection, open_store, running_server
+from tests.support.nats import (
+    WAIT_SECONDS,
+    eventually,
+    kill,
+    open_connection,
+    open_store,
+    running_server,
+)
 from tests.support.stores import create, node
 
 ROOT = Path(__file__).parents[3]
@@ -31,9 +38,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while is_alive(pid):  # noqa: ASYNC110  # another process has no event for us
-            await asyncio.sleep(0.02)
+    await eventually(lambda: not is_alive(pid), f"the end of process {pid}")
 
 
 async def test_it_syncs_every_write(tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ class Chaos:
 
     def _cut(self, machine: Machine, *, up: bool, down: bool, seconds: float) -> None:
         world, line = self._world, machine.line
+        if world.is_healed:
+            return
         world.note("cut", machine, f"up={up} down={down} for {seconds:.1f}")
         line.up, line.down = up, down
         # A client notices when a ping is not answered, and comes back some time after the line.

@@ -149,6 +149,8 @@ class Machine:
         self.ledgers = 0
         self.is_tampered = False
         """Whether its disk was ever wiped, restored or cloned."""
+        self.is_cloned = False
+        """Whether two machines ever had this disk at the same time."""
         self.is_retired = False
         """Whether it was switched off for good."""
         self.ledger = self._new_ledger()
@@ -260,6 +262,7 @@ class Machine:
     def take_disk_of(self, other: "Machine") -> None:
         """This machine was made from a copy of another's disk."""
         self.is_tampered = other.is_tampered = True
+        self.is_cloned = other.is_cloned = True
         self.ledger = other.ledger.clone(self.boundary)
         self._watch_acks(self.ledger)
 

@@ -99,7 +99,9 @@ class Orchestrator:
             on_started_leading=lead,
             on_stopped_leading=follow,
         )
-        settings = JobSettings(fault_backoff_seconds_max=20.0, ready_seconds=2.0)
+        settings = JobSettings(
+            fault_backoff_seconds_max=20.0, ready_seconds=2.0, verdict_seconds=20.0
+        )
         manager.add(JobReconciler(own, clock, settings=settings), "Job")
         manager.add(ExecutionReconciler(own, clock, inbox, presence), "Execution")
         manager.add(PublishingReconciler(own, clock, inbox, presence), "Publication")

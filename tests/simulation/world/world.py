@@ -93,6 +93,7 @@ class World:
         self.fault_seconds = fault_seconds or self.rng.choice([60.0, 120.0, 240.0])
         self.is_healed = False
         self.violation: Violation | None = None
+        self.failed_at = 0.0
         self.trace = Trace()
         self.loop = WorldLoop()
         self.context = copy_context()
@@ -165,7 +166,7 @@ class World:
     def fail(self, violation: Violation) -> None:
         """An invariant does not hold: remember the first, and stop."""
         if self.violation is None:
-            self.violation = violation
+            self.violation, self.failed_at = violation, self.now
             self.note("violation", violation.invariant, violation)
             self.loop.call_soon(self.loop.stop)
 
@@ -322,7 +323,7 @@ class _bugs_count:
     def __enter__(self) -> None:
         self._level = self._root.level
         self._root.setLevel(logging.ERROR)
-        self._root.addHandler(self._handler)
+        self._root.addHandler(self._handler)  # also keeps errors that are no bugs off the terminal
 
     def __exit__(self, *_: object) -> None:
         self._root.removeHandler(self._handler)
@@ -336,7 +337,7 @@ def _names(why: list[str]) -> list[str]:
 def _describe(world: World, violation: Violation) -> str:
     faults = f" --faults '{world.asked_faults}'" if world.asked_faults is not None else ""
     lines = [
-        f"seed {world.seed} at {world.now:.3f} s of simulated time",
+        f"seed {world.seed} at {world.failed_at or world.now:.3f} s of simulated time",
         f"{violation}",
         f"faults: {world.faults}",
     ]
