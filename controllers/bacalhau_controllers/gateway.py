@@ -149,11 +149,12 @@ class Gateway:
         if session is None:
             return BeatReply(node=beat.node, session=beat.session, hello_again=True)
         session.heard_at = self._clock.monotonic()
-        self._presence.heard(beat.node, session.heard_at)
-        if beat.info is not None:
+        is_known = self._presence.heard(beat.node, session.heard_at)
+        if is_known and beat.info is not None:
             self._presence.hello(beat.node, session.incarnation, beat.info, session.id)
-        # A push under way is not a gap; a number ahead of ours or a broken session is.
-        is_stale = session.is_broken or beat.changes_seen > session.number
+        # A push under way is not a gap; a number ahead of ours or a broken session is. A node that
+        # was removed meanwhile is forgotten, and has to introduce itself to the one that follows.
+        is_stale = session.is_broken or not is_known or beat.changes_seen > session.number
         return BeatReply(node=beat.node, session=beat.session, hello_again=is_stale)
 
     async def facts(self, batch: FactBatch) -> Ack | Refused:

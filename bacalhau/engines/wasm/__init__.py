@@ -7,6 +7,7 @@
     zygote.py    the fork server: a process of its own that outlives the agent
     worker.py    one process per run
     compiler.py  one process per compilation
+    warmup.py    what a worker runs before its run
     protocol.py  what passes between agent, zygote and worker
     records.py   the files by which a run is known
 

@@ -37,10 +37,6 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _DRAIN_SECONDS_MAX = 30.0
 
-# A module that does nothing but touch the same machinery as any program, so that its set-up cost
-# (threads of the I/O runtime, first use of foreign functions) is paid before a job arrives.
-_WARM_UP = b"\0asm\x01\0\0\0"
-
 
 class StartError(Exception):
     """The run cannot begin; says why, for users."""
@@ -54,15 +50,18 @@ class MemoryNeededError(Exception):
     """The memory limit is below what the module begins with."""
 
 
-def main(channel: socket.socket) -> NoReturn:
-    """Wait on the channel for a job and do it. Never returns: the process ends here."""
+def main(channel: socket.socket, warm_up: bytes = b"") -> NoReturn:
+    """Wait on the channel for a job and do it. Never returns: the process ends here.
+
+    `warm_up` is compiled code to run beforehand, by those who have the time."""
     code = 70
     try:
         # A session of its own: nothing that is sent to the agent's terminal or group arrives here.
         os.setsid()
         engine = make_engine()
         linker = _make_linker(engine)
-        _warm_up(engine)
+        if warm_up:
+            _warm_up(engine, linker, warm_up)
         data = channel.recv(protocol.MESSAGE_BYTES_MAX * 2)
         if not data:  # the zygote is gone
             os._exit(0)
@@ -95,10 +94,26 @@ def _make_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
     return linker
 
 
-def _warm_up(engine: wasmtime.Engine) -> None:
-    store = wasmtime.Store(engine)
-    store.set_wasi(wasmtime.WasiConfig())
-    wasmtime.Instance(store, wasmtime.Module(engine, _WARM_UP), [])
+def _warm_up(engine: wasmtime.Engine, linker: wasmtime.Linker, code: bytes) -> None:
+    """Run a tiny program (see `warmup.py`), so that what any first run costs (threads of the I/O
+    runtime, pages of memory that this process has to itself) is paid before a job arrives."""
+    out = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        store = wasmtime.Store(engine)
+        config = wasmtime.WasiConfig()
+        config.inherit_stdout()
+        store.set_wasi(config)
+        start = linker.instantiate(store, wasmtime.Module.deserialize(engine, code))
+        function = start.exports(store)["_start"]
+        if isinstance(function, wasmtime.Func):
+            with contextlib.suppress(_ExitError):
+                function(store)
+    finally:
+        os.dup2(out, 1)
+        os.close(out)
+        os.close(null)
 
 
 class _Run:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from bacalhau.engines.wasm import compiler, protocol, records, worker
+from bacalhau.engines.wasm import compiler, protocol, records, warmup, worker
 from bacalhau.engines.wasm.records import End
 
 ALREADY_RUNNING = 3
@@ -73,6 +73,7 @@ class Zygote:
     ) -> None:
         self._listener = listener
         self._lock = lock
+        self._warm_up = warmup.compiled() if spare_workers else b""
         self._spare_wanted = spare_workers
         self._idle_seconds = idle_seconds
         self._selector = selectors.EpollSelector()
@@ -241,12 +242,12 @@ class Zygote:
 
     def _fork_spare(self) -> None:
         try:
-            self._spare.append(self._fork_worker())
+            self._spare.append(self._fork_worker(self._warm_up))
         except OSError:
             self._spare_wanted = len(self._spare)  # go on without
 
-    def _fork_worker(self) -> _Child:
-        return self._fork(lambda channel: worker.main(channel))
+    def _fork_worker(self, warm_up: bytes = b"") -> _Child:
+        return self._fork(lambda channel: worker.main(channel, warm_up))
 
     def _fork(self, main: Callable[[socket.socket], NoReturn]) -> _Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -42,7 +42,8 @@ class Is(Enum):
 class Look:
     """The state of a slot, and what follows from it.
 
-    `losers` lost to another attempt and are to be stopped. `charged` and `avoid` belong to the
+    `losers` lost to another attempt and are to be stopped; `retires` will, once the next attempt
+    is there. `charged` and `avoid` belong to the
     next attempt. `until` is when the state ends by itself. `is_moving` is set where a live
     execution should move to another node (its own is being drained).
     """
@@ -50,6 +51,7 @@ class Look:
     state: Is
     execution: Execution | None = None
     losers: list[Execution] = field(default_factory=list)
+    retires: list[Execution] = field(default_factory=list)
     charged: int = 0
     avoid: tuple[str, ...] = ()
     until: datetime | None = None
@@ -113,7 +115,10 @@ def look(view: SlotView, sight: Sight) -> Look:
     for execution in active:
         if execution.spec.desired is Desired.STOP and not sight.is_gone(execution):
             return _stopping(execution)
-    return _ended(view, sight)
+    found = _ended(view, sight)
+    if sight.policy.reconcile == "keepReplacement":
+        found.retires = active
+    return found
 
 
 def _counts(execution: Execution) -> bool:

@@ -177,6 +177,8 @@ class Placer:
         )
         search.take(row, (execution.metadata.namespace, execution.name))
         draft.add(execution)
+        for old in found.retires:
+            draft.stop(old, "Superseded", superseded=True)
         self.created += 1
         return execution
 

@@ -41,7 +41,7 @@ class _Place:
 
     def is_new_ready(self, sight: Sight) -> bool:
         """Whether the new generation serves here, and did not just begin to."""
-        if self.found.state is Is.ACCEPTED:
+        if self.found.state in (Is.ACCEPTED, Is.DONE):
             return True
         ready_at = self.ready_at(sight)
         return ready_at is not None and ready_at <= sight.now

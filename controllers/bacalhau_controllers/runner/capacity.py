@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from bacalhau_api.v1.job import Resources
 
 
-def plus(a: Resources, b: Resources) -> Resources:
-    """The sum, part by part."""
-    return Resources(
-        cpu_millis=a.cpu_millis + b.cpu_millis,
-        memory_bytes=a.memory_bytes + b.memory_bytes,
-        disk_bytes=a.disk_bytes + b.disk_bytes,
-        gpu=a.gpu + b.gpu,
+Amounts = tuple[int, int, int, int]
+"""Millicores, bytes of memory, bytes of disk, devices: what is counted with on the hot path."""
+
+
+def amounts_of(resources: Resources) -> Amounts:
+    """The same as plain numbers."""
+    return (
+        resources.cpu_millis,
+        resources.memory_bytes,
+        resources.disk_bytes,
+        resources.gpu,
     )
 
 
@@ -46,15 +50,14 @@ class Allocator:
         self.capacity = capacity
         self.executions_max = executions_max
         self.held: dict[str, Resources] = {}
+        self._total: Amounts = (0, 0, 0, 0)
         self._waiting: deque[_Waiter] = deque()
 
     @property
     def allocated(self) -> Resources:
         """What is handed out."""
-        total = Resources()
-        for resources in self.held.values():
-            total = plus(total, resources)
-        return total
+        cpu, memory, disk, gpu = self._total
+        return Resources(cpu_millis=cpu, memory_bytes=memory, disk_bytes=disk, gpu=gpu)
 
     @property
     def waiting(self) -> int:
@@ -63,6 +66,8 @@ class Allocator:
 
     def hold(self, uid: str, asked: Resources) -> None:
         """Take without asking: it runs already."""
+        self.give_back(uid)
+        self._count(asked, 1)
         self.held[uid] = asked
 
     async def take(self, uid: str, asked: Resources) -> None:
@@ -71,7 +76,7 @@ class Allocator:
         if uid in self.held:
             return
         if not self._waiting and self._fits(asked):
-            self.held[uid] = asked
+            self.hold(uid, asked)
             return
         waiter = _Waiter(uid, asked, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
@@ -85,18 +90,26 @@ class Allocator:
 
     def give_back(self, uid: str) -> None:
         """Let go; no error if nothing was held."""
-        if self.held.pop(uid, None) is not None:
+        held = self.held.pop(uid, None)
+        if held is not None:
+            self._count(held, -1)
             self._serve()
 
     def _fits(self, asked: Resources) -> bool:
         if len(self.held) >= self.executions_max:
             return False
-        return not exceeds(plus(self.allocated, asked), self.capacity)
+        needed = zip(self._total, amounts_of(asked), amounts_of(self.capacity), strict=True)
+        return all(held + more <= limit for held, more, limit in needed)
+
+    def _count(self, resources: Resources, sign: int) -> None:
+        cpu, memory, disk, gpu = self._total
+        a, b, c, d = amounts_of(resources)
+        self._total = (cpu + sign * a, memory + sign * b, disk + sign * c, gpu + sign * d)
 
     def _serve(self) -> None:
         while self._waiting and self._fits(self._waiting[0].asked):
             waiter = self._waiting.popleft()
             if waiter.ready.done():
                 continue
-            self.held[waiter.uid] = waiter.asked
+            self.hold(waiter.uid, waiter.asked)
             waiter.ready.set_result(None)

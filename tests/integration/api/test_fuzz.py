@@ -124,7 +124,7 @@ def test_any_name(
     check(fuzz_http.get(f"/apis/bacalhau.org/v1/nodes/{quote(name, safe='')}{sub}"))
 
 
-@fuzzed
+@settings(fuzzed, max_examples=40)
 @given(
     params=st.dictionaries(
         st.sampled_from(

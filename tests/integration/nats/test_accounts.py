@@ -74,11 +74,13 @@ async def hostile(server: EmbeddedNats, name: str) -> AsyncIterator[tuple[Client
 
 
 async def denied(client: Client, errors: list[str], what: str) -> None:
-    """Return once the server has refused `what`."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not any("ermissions" in error and what in error for error in errors):
-            await client.flush()
-            await asyncio.sleep(0.01)
+    """Return once the server has refused `what` (nats-py puts its words in lower case)."""
+
+    def is_refused() -> bool:
+        return any("permissions" in error and what.lower() in error for error in errors)
+
+    await client.flush()
+    await eventually(is_refused, f"the refusal of {what}")
 
 
 async def serve(line: Connection, subject: str, answer: bytes) -> list[Message]:

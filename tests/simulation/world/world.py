@@ -29,8 +29,8 @@ from tests.simulation.world.storage import TrueStore
 from tests.simulation.world.trace import Trace
 from tests.simulation.world.users import Users
 
-QUIET_SECONDS = 30.0
-"""Without a write, before the world may count as settled."""
+QUIET_SECONDS = 65.0
+"""Without a write, before the world may count as settled: more than one sweep."""
 
 REST_SECONDS_MAX = 1800.0
 """Within which everything must have settled after the last fault."""
@@ -268,7 +268,9 @@ class World:
         writes = self.checker.writes
         self._advance(STILL_SECONDS)
         if self.checker.writes != writes:
-            raise self._failure(Violation("I9", "it was at rest, and then something was written"))
+            last = next(e for e in reversed(self.trace.last(1000)) if e.what == "write")
+            why = f"it was at rest, and then something was written: {last}"
+            raise self._failure(Violation("I9", why, last.subject))
         for one in self.orchestrators:
             if one.manager is not None:
                 self.checker.buried(one.name, one.manager)

@@ -343,7 +343,7 @@ def differences(world: Objects, todo: Plan) -> list[str]:
     return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_one_plan_is_enough(drawn: tuple[Objects, datetime, JobSettings]) -> None:
     """Planning again after carrying a plan out writes nothing, unless the plan said that it was cut
@@ -382,7 +382,7 @@ def test_one_plan_is_enough(drawn: tuple[Objects, datetime, JobSettings]) -> Non
     raise AssertionError("it never came to an end")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_plans_are_deterministic(drawn: tuple[Objects, datetime, JobSettings]) -> None:
     world, now, tuned = drawn
@@ -400,7 +400,7 @@ def test_plans_are_deterministic(drawn: tuple[Objects, datetime, JobSettings]) -
     assert one.requeue_after == other.requeue_after
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_a_rehearsal_leaves_no_trace(drawn: tuple[Objects, datetime, JobSettings]) -> None:
     world, now, tuned = drawn
@@ -411,7 +411,7 @@ def test_a_rehearsal_leaves_no_trace(drawn: tuple[Objects, datetime, JobSettings
     assert (table.free == free).all()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds(), st.integers(1, 4000))
 def test_what_is_over_stays_over(
     drawn: tuple[Objects, datetime, JobSettings], seconds: int

@@ -174,6 +174,7 @@ def test_the_environment_of_a_workload() -> None:
     assert environment(of, policy) == {
         "A": "1",
         "B": "value",
+        "BACALHAU_ATTEMPT": "0",
         "BACALHAU_EXECUTION_ID": "job-1",
         "BACALHAU_JOB_ID": "job",
         "BACALHAU_JOB_NAMESPACE": "default",

@@ -1,10 +1,13 @@
 """The agent over fakes, in virtual time: what a node does with and without an orchestrator."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bacalhau.node.ledger import SqliteLedger
+from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
 from bacalhau_api.v1.execution import Desired, Phase, PublicationPhase
 from bacalhau_api.v1.job import JobType, Resources, RestartPolicy
@@ -109,6 +112,34 @@ def test_a_namesake_waits_until_the_first_is_removed(loop: SimLoop) -> None:
     assert set(stored(w).stored.states) == {"uid-a"}
     assert w.engine.started == {"a.1": 2}  # removed in between: another run of the same name
     assert w.engine.running() == ("a.1",)
+
+
+def test_the_same_with_a_ledger_on_disk(loop: SimLoop, tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db", SystemClock(), SystemIds())
+    w = world(loop, ledger=ledger)
+    restart = RestartPolicy(backoff_seconds=1)
+    service = execution("s", job_type=JobType.SERVICE, seconds=None, restart=restart)
+    one = execution("a", seconds=20)
+    w.do(w.hub.assign(one, service, execution("b", seconds=1)))
+    w.until_final("b")
+    w.kill()
+    w.start(is_up=False)
+    loop.advance(30)
+    w.reboot()
+    w.start()
+    assert w.until_final("a")[0].phase is Phase.SUCCEEDED
+    w.do(w.hub.assign(publication(one)))
+    loop.advance(30)
+    assert w.hub.publication_reports["pub-a"].phase is PublicationPhase.DELIVERED
+    assert w.engine.started == {"a.1": 1, "b.1": 1, "s.1": 1, "s.2": 1}
+    w.do(w.hub.drop(one))
+    loop.advance(1)
+    w.kill()
+    book = w.do(ledger.open())
+    w.do(ledger.close())
+    assert set(book.states) == {"uid-b", "uid-s"}
+    assert not book.facts
+    assert w.hub.problems + w.workspace.problems == []
 
 
 # -- admission and capacity ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from bacalhau_api.v1.execution import (
     PublicationReport,
     Report,
 )
-from bacalhau_api.v1.job import Resources, SpecConfig
+from bacalhau_api.v1.job import Network, Resources, SpecConfig
 from bacalhau_api.wire import Fact
 from bacalhau_controllers.runner.capacity import Allocator
 from bacalhau_controllers.runner.commit import GroupCommit
@@ -29,7 +30,7 @@ from bacalhau_controllers.runner.ledger import (
     PutExecution,
     PutFact,
 )
-from bacalhau_controllers.runner.ports import RunPhase, Workload
+from bacalhau_controllers.runner.ports import Observation, RunPhase, Workload
 from bacalhau_controllers.runner.publishing import (
     Begun,
     Behind,
@@ -207,10 +208,6 @@ def test_batches_are_bounded_in_number_and_size() -> None:
 
 
 def workload(run_id: str = "a.1") -> Workload:
-    from pathlib import Path
-
-    from bacalhau_api.v1.job import Network
-
     here = Path("/node")
     return Workload(
         id=run_id, params={"seconds": None}, env={}, mounts=(), resources=Resources(),
@@ -261,8 +258,9 @@ def test_starts_are_a_few_at_a_time_and_queueing_is_no_fault() -> None:
 
 def test_a_wait_that_the_engine_lost_is_found_out() -> None:
     class Forgetful(FakeEngine):
-        async def wait(self, run: str) -> object:  # type: ignore[override]
-            return await asyncio.Event().wait()
+        async def wait(self, run: str) -> Observation:
+            await asyncio.Event().wait()
+            raise AssertionError
 
     async def main(clock: SimClock) -> None:
         engine = Forgetful(clock)

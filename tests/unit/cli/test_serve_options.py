@@ -1,0 +1,78 @@
+"""`serve`: from words on the command line to settings."""
+
+from pathlib import Path
+
+import pytest
+
+import bacalhau.serve
+from bacalhau.cli.app import run
+from bacalhau.settings import AllowedPath, ServeSettings
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
+    """What would have been served."""
+    settings: list[ServeSettings] = []
+
+    def remember(given: ServeSettings) -> int:
+        settings.append(given)
+        return 0
+
+    monkeypatch.setattr(bacalhau.serve, "run", remember)
+    monkeypatch.delenv("BACALHAU_DIR", raising=False)
+    return settings
+
+
+def test_alone_it_is_everything_on_loopback(served: list[ServeSettings]) -> None:
+    assert run(["serve"]) == 0
+    (given,) = served
+    assert (given.role, given.listen_host, given.listen_port) == ("both", "127.0.0.1", 1234)
+    assert given.data_dir == Path.home() / ".bacalhau"
+    assert (given.is_orchestrator, given.is_compute) == (True, True)
+
+
+def test_orchestrator_with_and_without_an_address(served: list[ServeSettings]) -> None:
+    assert run(["serve", "--orchestrator"]) == 0
+    assert run(["serve", "--orchestrator", "--compute", "--port", "9"]) == 0
+    assert run(["serve", "--orchestrator", "http://10.0.0.1:1234", "--token", "bjt-x"]) == 0
+    assert run(["serve", "--role", "compute", "--orchestrator=10.0.0.1", "--token", "bjt-x"]) == 0
+    assert [s.role for s in served] == ["orchestrator", "both", "compute", "compute"]
+    assert [s.orchestrator_url for s in served] == ["", "", *["http://10.0.0.1:1234"] * 2]
+    assert served[2].join_token == "bjt-x"
+
+
+def test_everything_else(served: list[ServeSettings], tmp_path: Path) -> None:
+    words = f"""serve --data-dir {tmp_path} --name edge-1 --label disk=ssd --label zone=a
+        --allow-path /data/** --allow-path /out:rw --cpu 2 --memory 4GB --max-executions 8
+        --nats-port -1 --on-exit stop --log-format json --require-approval""".split()
+    assert run(words) == 0
+    (given,) = served
+    assert given.data_dir == tmp_path
+    assert given.labels == {"disk": "ssd", "zone": "a"}
+    assert given.allow_paths == (AllowedPath("/data/**"), AllowedPath("/out", writable=True))
+    assert (given.capacity.cpu_millis, given.capacity.executions_max) == (2000, 8)
+    assert (given.nats_port, given.on_exit, given.log_format) == (-1, "stop", "json")
+    assert given.require_approval
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["--role", "boss"], 1, "--role"),
+        (["--role", "compute"], 1, "--orchestrator"),
+        (["--port", "99999"], 2, "--port"),
+        (["--label", "x"], 1, "--label"),
+        (["--on-exit", "maybe"], 1, "--on-exit"),
+        (["--cpu", "many"], 1, "--cpu"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    served: list[ServeSettings],
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    named: str,
+) -> None:
+    assert run(["serve", *words]) == code
+    assert named in capsys.readouterr().err
+    assert served == []
