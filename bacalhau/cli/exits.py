@@ -22,12 +22,23 @@ INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
 
+def usage(where: str, message: str, value: str = "", hint: str = "") -> "BacalhauError":
+    """The error for words on the command line that make no sense."""
+    from bacalhau_api.errors import InvalidError, Problem
+
+    error = InvalidError([Problem(where, message, value, hint)])
+    error.reason = "Usage"
+    return error
+
+
 def code_of(error: "BacalhauError") -> int:
     """The exit code that stands for an error."""
     from bacalhau_api.errors import NotFoundError, UnavailableError
 
     if isinstance(error, NotFoundError):
         return NOT_FOUND
+    if error.reason == "Usage":
+        return USAGE
     if error.reason == "WaitTimeout":
         return TIMEOUT
     if isinstance(error, UnavailableError):

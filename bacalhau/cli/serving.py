@@ -4,6 +4,7 @@ names the option."""
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from bacalhau.cli.exits import usage
 from bacalhau.settings import AllowedPath, CapacityOverrides, Role
 
 T = TypeVar("T", bound=str)
@@ -104,6 +105,4 @@ def choose(option: str, text: str, choices: tuple[T, ...]) -> T:
 
 
 def _wrong(option: str, value: str, hint: str) -> Exception:
-    from bacalhau_api.errors import InvalidError, Problem
-
-    return InvalidError([Problem(option, "is not right", value[:200], hint)])
+    return usage(option, "is not right", value[:200], hint)

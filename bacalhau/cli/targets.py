@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bacalhau.cli.exits import usage
 from bacalhau.kinds import ALL, JOB, KindNames, find_kind
 
 
@@ -66,6 +67,4 @@ def _known() -> str:
 
 
 def _wrong(word: str, message: str, hint: str) -> Exception:
-    from bacalhau_api.errors import InvalidError, Problem
-
-    return InvalidError([Problem(repr(word) if word else "the command", message, hint=hint)])
+    return usage(repr(word) if word else "the command", message, hint=hint)

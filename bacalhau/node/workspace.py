@@ -44,7 +44,9 @@ _BLOCK_BYTES = 1 << 20
 class DiskWorkspace:
     """A Workspace in `data_dir`. See `bacalhau_controllers.runner.ports.Workspace`.
 
-    `entries_max` and `bytes_max` bound what one execution may leave as its outputs.
+    `entries_max` and `bytes_max` bound what one execution may leave as its outputs. With `flushes`
+    they are on the disk before they are reported, so that a finished result survives a power
+    failure; this costs about one flush for each file that is not empty.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class DiskWorkspace:
         *,
         entries_max: int = ENTRIES_MAX,
         bytes_max: int = BYTES_MAX,
+        flushes: bool = True,
     ) -> None:
+        data_dir = data_dir.absolute()  # other processes are told these paths
         self._executions = data_dir / "executions"
         self._trash = Trash(data_dir / "trash")
         self._clock = clock
         self._entries_max = entries_max
         self._bytes_max = bytes_max
+        self._flushes = flushes
         self._first_seen: dict[tuple[str, str], float] = {}
         self._is_trash_emptied = False
         # Reading outputs can take long, and must not hold up whoever else needs a thread.
@@ -159,6 +164,8 @@ class DiskWorkspace:
                 raise UnreadableError(f"output file {found.path} cannot be read") from error
             with open(file, "rb", buffering=0) as stream:
                 digest = hashlib.sha256()
+                if self._flushes and found.size_bytes:
+                    os.fsync(file)
                 while block := stream.read(_BLOCK_BYTES):
                     if stop.is_set():
                         raise StoppedError
@@ -167,6 +174,8 @@ class DiskWorkspace:
                     if size > self._bytes_max:
                         raise OutputLimitError(f"outputs are larger than {self._bytes_max} bytes")
             lines.append((found.path.encode(), digest.hexdigest()))
+        if self._flushes:
+            _flush_directory(outputs)
         total = hashlib.sha256()
         for path, hexadecimal in sorted(lines):
             total.update(hexadecimal.encode() + b"  " + path + b"\n")
@@ -214,6 +223,14 @@ def _make(directory: Path) -> None:
     if not directory.is_dir():
         _make(directory.parent)
         directory.mkdir(exist_ok=True, mode=0o700)
+
+
+def _flush_directory(directory: Path) -> None:
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -70,7 +70,8 @@ class Compute:
         self._clock = clock
         self._ids = ids
         self._enrolment = enrolment
-        self._data = settings.data_dir / "node"
+        # Without symbolic links: engines refuse mounts that go through one.
+        self._data = settings.data_dir.resolve() / "node"
         self._parts = AsyncExitStack()
         self.agent: Agent | None = None
 

@@ -164,7 +164,7 @@ def noop_job(number: int) -> Job:
         metadata=ObjectMeta(name=f"noop-{number}"),
         spec=JobSpec(
             type=JobType.BATCH,
-            tasks=(Task(engine=engine, resources=Resources(cpu_millis=10)),),
+            tasks=(Task(engine=engine, resources=Resources(cpu_millis=1, memory_bytes=1 << 20)),),
             retry=RetryPolicy(attempts=1),
         ),
     )

@@ -5,50 +5,11 @@ Exits with 1 if any seed failed.
 """
 
 import argparse
-import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 
-from tests.simulation.world import Faults, World
-from tests.simulation.world.world import Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one seed. `words` is empty if it passed."""
-
-    seed: int
-    digest: str
-    simulated_seconds: float
-    invariant: str = ""
-    words: str = ""
-
-
-def judge(seed: int, faults: str | None) -> Verdict:
-    """Run one seed."""
-    world = World(seed, None if faults is None else Faults.parse(faults))
-    try:
-        outcome = world.run()
-    except Failure as failure:
-        return Verdict(seed, world.trace.digest, world.now, failure.invariant, str(failure))
-    return Verdict(seed, outcome.digest, outcome.seconds)
-
-
-def judge_all(seeds: list[int], faults: str | None, workers: int) -> Iterator[Verdict]:
-    """Run many, in several processes."""
-    if workers <= 1:
-        yield from (judge(seed, faults) for seed in seeds)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=200) as pool:
-        jobs = [(seed, faults) for seed in seeds]
-        yield from pool.imap_unordered(_judge_packed, jobs, chunksize=4)
-
-
-def _judge_packed(packed: tuple[int, str | None]) -> Verdict:
-    return judge(*packed)
+from tests.simulation.campaign import judge_all
 
 
 def main() -> int:

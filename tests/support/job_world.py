@@ -178,6 +178,13 @@ class World:
         node = self.node(name)
         self.put(node.but(spec=node.spec.but(**spec)))
 
+    def enlarge(self, name: str, *, cpu: int) -> None:
+        """A node gets more CPU."""
+        node = self.node(name)
+        capacity = node.status.info.capacity.but(cpu_millis=cpu)
+        info = node.status.info.but(capacity=capacity)
+        self.put(node.but(status=node.status.but(info=info)))
+
     def silence(self, name: str, contact: Contact = Contact.UNKNOWN) -> None:
         """A node is not heard from any more: it goes on, and what it reports arrives later."""
         self.silent.add(name)

@@ -4,7 +4,8 @@
     modules.py   which module files a workload names, and the cache of compiled ones
     mounts.py    what of the node's disk a guest sees
     link.py      the agent's end of the socket to the fork server
-    zygote.py    the fork server: a process of its own that outlives the agent
+    zygote.py    the fork server's process, which outlives the agent
+    forkserver.py  its state and loop
     worker.py    one process per run
     compiler.py  one process per compilation
     warmup.py    what a worker runs before its run

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from bacalhau.engines.wasm.modules import CompileLimits, ModuleCache
 from bacalhau.engines.wasm.mounts import failed
 from bacalhau.params import read_params
 from bacalhau_api.base import Model
-from bacalhau_api.errors import TransientError, UnavailableError
+from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
 from bacalhau_api.v1.job import NetworkType
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.runner.ports import Health, Observation, RunPhase, Workload
@@ -89,6 +90,7 @@ class WasmEngine:
         A fork server that cannot be started now is no error: `health` says so, and every request
         tries again.
         """
+        _check_platform()
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._state_dir = self._state_dir.resolve()
         self._runs = self._state_dir / "runs"
@@ -156,9 +158,8 @@ class WasmEngine:
                 message = self._message(workload, params, directory, codes, preopens)
                 await link.start(message)
         except OSError as error:
-            self._discard(directory)
             raise TransientError(f"the run cannot be started now: {error}") from error
-        except Exception:
+        except TerminalError:
             self._discard(directory)
             raise
 
@@ -194,7 +195,8 @@ class WasmEngine:
                 records.write_end(directory, records.stopped_end(now))
             if seen.phase is not RunPhase.RUNNING:
                 return
-            records.write_stop(directory, self._clock.now().timestamp())
+            with contextlib.suppress(OSError):  # on a full disk too it is to end
+                records.write_stop(directory, self._clock.now().timestamp())
             started = records.read_started(directory)
             if started is not None:
                 started.process.kill()
@@ -253,6 +255,8 @@ class WasmEngine:
         return (directory / records.RUN).exists() or (directory / records.EXIT).exists()
 
     def _discard(self, directory: Path) -> None:
+        """Delete what a start left that never reached the fork server. (After a TransientError a
+        worker may have the run already, and its record must not be deleted under it.)"""
         if not self._exists(directory):
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -294,7 +298,11 @@ class WasmEngine:
         if started is None or (self._link is not None and self._link.pid == started.zygote):
             await event
             return
-        fd = started.process.open()
+        try:
+            fd = started.process.open()
+        except OSError:  # no descriptors left
+            await self._clock.sleep(1.0)
+            return
         if fd is None:
             return
         loop = asyncio.get_running_loop()
@@ -357,6 +365,17 @@ class WasmEngine:
             "output_bytes_max": workload.output_bytes_max,
             "file_bytes_max": file_bytes_max,
         }
+
+
+def _check_platform() -> None:
+    if sys.platform != "linux":
+        raise TerminalError("engine wasm needs Linux", hint="leave it out on this node")
+    try:
+        metadata.version("wasmtime")
+    except metadata.PackageNotFoundError as error:
+        raise TerminalError(
+            "engine wasm needs the Python package wasmtime", hint="pip install wasmtime"
+        ) from error
 
 
 def _check_environment(workload: Workload) -> None:

@@ -254,6 +254,8 @@ class ZygoteLink:
                 self._handle(protocol.decode(data))
         except OSError:
             pass
+        except (ValueError, KeyError):
+            logger.exception("Could not read what the wasm fork server said")
         logger.warning("Lost the wasm fork server", extra={"pid": self.pid})
         self._lose()
         self._on_lost()

@@ -36,6 +36,8 @@ PIPE_BYTES = 256 * 1024
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _DRAIN_SECONDS_MAX = 30.0
+_RETRY_SECONDS = 1.0
+_NICE = 5  # below the node's own services
 
 
 class StartError(Exception):
@@ -167,6 +169,7 @@ class _Run:
     def _confine(self) -> None:
         """Take away what the process does not need, in case the guest gets out of its box."""
         os.umask(0o022)
+        os.nice(_NICE)
         os.chdir(self._directory)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _lower(resource.RLIMIT_NOFILE, OPEN_FILES_MAX)
@@ -343,17 +346,30 @@ class _Run:
             self._ending.release()
             reader.join(_DRAIN_SECONDS_MAX)  # it may itself find that the output is too long
             self._ending.acquire()
-        while True:
-            try:
-                if (writer := getattr(self, "_writer", None)) is not None:
-                    writer.sync()
-                records.write_end(self._directory, end)
-                break
-            except OSError:
-                # A full disk. What this process knows is known to nobody else, so it stays.
-                time.sleep(1.0)
+        self._record(self._with_synced_log(end))
         self._send(protocol.ENDED)
         os._exit(0)
+
+    def _with_synced_log(self, end: End) -> End:
+        """The end, once the output is on disk too."""
+        writer = getattr(self, "_writer", None)
+        try:
+            if writer is not None:
+                writer.sync()
+        except OSError as error:
+            return _ended(137, "EngineFault", f"its output was lost: {error}", is_fault=True)
+        return end
+
+    def _record(self, end: End) -> None:
+        while True:
+            try:
+                records.write_end(self._directory, end)
+                return
+            except FileNotFoundError:
+                return  # the run's directory was deleted: nobody wants to know
+            except OSError:
+                # A full disk. What this process knows is known to nobody else, so it stays.
+                time.sleep(_RETRY_SECONDS)
 
     def _send(self, what: bytes) -> None:
         with contextlib.suppress(OSError):

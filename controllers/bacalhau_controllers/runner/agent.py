@@ -21,18 +21,21 @@ from bacalhau_api.v1.job import Resources
 from bacalhau_api.v1.node import Capability, NodeInfo
 from bacalhau_api.wire import Assignments, Gone, Known
 from bacalhau_controllers.contract import Clock, Ids
-from bacalhau_controllers.runner import assign
+from bacalhau_controllers.runner import assign, machine
 from bacalhau_controllers.runner.admission import resources_of
 from bacalhau_controllers.runner.capacity import Allocator
 from bacalhau_controllers.runner.commit import GroupCommit
 from bacalhau_controllers.runner.guard import GuardedEngine
 from bacalhau_controllers.runner.ledger import (
     Book,
+    Entry,
     Forget,
     Ledger,
     LedgerBrokenError,
     LedgerFullError,
     PutContact,
+    PutFact,
+    PutState,
 )
 from bacalhau_controllers.runner.ports import (
     Engine,
@@ -49,6 +52,7 @@ from bacalhau_controllers.runner.site import AgentSettings, Site, make_slots
 from bacalhau_controllers.runner.state import (
     AgentStarted,
     Event,
+    Halted,
     Instant,
     RunnerState,
     Stage,
@@ -56,7 +60,7 @@ from bacalhau_controllers.runner.state import (
     workload_id,
 )
 from bacalhau_controllers.runner.upkeep import Upkeep
-from bacalhau_controllers.runner.worker import Worker
+from bacalhau_controllers.runner.worker import Worker, execution_fact
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +167,10 @@ class Agent:
 
     async def close(self, *, keep_running: bool) -> None:
         """Let go of the engines, after `run` has ended. With `keep_running` workloads go on, and
-        the next agent finds them."""
+        the next agent finds them; without, they are ended, and the next agent runs them again
+        where their restart policy says so."""
+        if not keep_running:
+            await self._note_halt()
         for name, engine in self.site.engines.items():
             try:
                 await engine.close(keep_running=keep_running)
@@ -171,6 +178,31 @@ class Agent:
                 logger.warning(
                     "Failed to close engine", extra={"engine": name, "error": error.message}
                 )
+
+    async def _note_halt(self) -> None:
+        """Write down that runs end by the shutdown, before they do: the next agent would take
+        their exit codes for their own."""
+        try:
+            book = await self._ledger.open()
+        except BacalhauError as error:
+            logger.warning("Failed to note the shutdown", extra={"error": error.message})
+            return
+        entries: list[Entry] = []
+        seq = book.meta.facts_seq
+        for uid, state in book.states.items():
+            execution = book.executions[uid]
+            step = machine.step(execution, state, Halted(), self.site.now(), self.site.limits)
+            if step.state != state:
+                entries.append(PutState(uid, step.state))
+            if step.has_news:
+                seq += 1
+                entries.append(PutFact(execution_fact(execution, step.state).but(seq=seq)))
+        try:
+            await self._ledger.commit(entries)
+        except BacalhauError as error:
+            logger.warning("Failed to note the shutdown", extra={"error": error.message})
+        finally:
+            await self._ledger.close()
 
     async def _recover(self) -> None:
         """Take up what an earlier life of this agent left, as it really is."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from bacalhau_api.v1.job import Resources
 
-
 Amounts = tuple[int, int, int, int]
 """Millicores, bytes of memory, bytes of disk, devices: what is counted with on the hot path."""
 

@@ -27,6 +27,7 @@ from bacalhau_controllers.runner.state import (
     EngineGone,
     Event,
     Exited,
+    Halted,
     Instant,
     Instruction,
     Limits,
@@ -136,6 +137,8 @@ TRANSITIONS: Final[dict[tuple[Stage, type[Event]], Handler]] = {
     (_S.RUNNING, Exited): on.exited,
     (_S.RUNNING, EngineGone): on.engine_gone,
     (_S.RUNNING, TimerDue): on.timeout_due,
+    (_S.STARTING, Halted): on.halted,
+    (_S.RUNNING, Halted): on.halted,
     (_S.RESTARTING, TimerDue): on.restart_due,
     (_S.STOPPING, StopDone): on.stop_done,
     (_S.STOPPING, Exited): on.stop_done,
@@ -184,6 +187,7 @@ _LATE_ANSWERS: Final[dict[type[Event], tuple[Stage, ...]]] = {
     CleanFailed: (_S.CLEANING,),
     OutputsDropped: (_S.DONE,),
     Reassigned: (_S.STOPPING,),
+    Halted: (_S.STARTING, _S.RUNNING),
 }
 IGNORED: Final[frozenset[tuple[Stage, type[Event]]]] = frozenset(
     [(stage, event) for event, own in _LATE_ANSWERS.items() for stage in _S if stage not in own]

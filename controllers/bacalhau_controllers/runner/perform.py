@@ -13,7 +13,7 @@ from bacalhau_api.errors import BacalhauError, TransientError, UnavailableError
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import InputSource
 from bacalhau_controllers.runner.admission import decide, environment, resources_of
-from bacalhau_controllers.runner.guard import LOOK_SECONDS, GuardedEngine, within
+from bacalhau_controllers.runner.guard import ENGINE_FAULT, LOOK_SECONDS, GuardedEngine, within
 from bacalhau_controllers.runner.ports import (
     Fetched,
     Layout,
@@ -54,6 +54,9 @@ from bacalhau_controllers.runner.state import (
 )
 
 logger = logging.getLogger(__name__)
+
+DISK_FAULT = "Disk"
+"""The reason of a workspace's errors."""
 
 DISK_SECONDS = 600.0
 """For what is done on the node's own disk, per execution."""
@@ -197,6 +200,8 @@ async def _start(site: Site, execution: Execution, state: RunnerState, todo: Sta
             if seen.phase is not RunPhase.ABSENT:
                 return Exited(todo.run, seen)
         if todo.run > 1:
+            # It is over as far as anybody knows; make sure, so that never two run at a time.
+            await engine.stop(workload_id(execution, todo.run - 1), 0.0)
             await forget_run(site, execution, todo.run - 1)
         layout = site.layout(execution)
         await within(
@@ -213,7 +218,7 @@ async def _start(site: Site, execution: Execution, state: RunnerState, todo: Sta
         )
         await engine.start(_workload(site, execution, state, layout, todo.run))
     except TransientError as error:
-        reason = "LedgerFull" if error.reason == "LedgerFull" else "EngineFault"
+        reason = error.reason if error.reason == DISK_FAULT else ENGINE_FAULT
         return StartFailed(todo.run, True, reason, error.message)
     except BacalhauError as error:
         reason = error.reason if error.reason != "Terminal" else "StartFailed"

@@ -316,6 +316,11 @@ class Disowned:
 
 
 @dataclass(frozen=True, slots=True)
+class Halted:
+    """The node is being shut down, and what runs on it is about to be ended with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentStarted:
     """The agent began to run, from what the ledger holds. `found` is what the engine says of the
     present run; None if it was not asked or did not answer."""
@@ -327,7 +332,7 @@ Event = (
     Admitted | Denied | AdmitFailed | Reserved | Prepared | PrepareFailed | Started | StartFailed
     | Exited | EngineGone | StopDone | StopFailed | CollectDone | CollectFailed | Cleaned
     | CleanFailed | OutputsDropped | TimerDue | StopRequested | Unassigned | Reassigned | CutOff
-    | LinkUp | Disowned | AgentStarted
+    | LinkUp | Disowned | Halted | AgentStarted
 )  # fmt: skip
 
 

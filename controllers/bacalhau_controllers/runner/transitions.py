@@ -23,6 +23,7 @@ from bacalhau_controllers.runner.state import (
     End,
     EngineGone,
     Exited,
+    Halted,
     Instant,
     LinkUp,
     OutputsDropped,
@@ -165,13 +166,29 @@ def _interrupted(case: Case, state: RunnerState, seen: Observation) -> RunnerSta
     why = "its run was cut short by a fault of the node"
     if seen.message:
         why += f": {seen.message}"
-    if case.is_long_running:
-        if case.spec.restart.policy != "never":
-            return _restart(case, state, why)
-    elif case.spec.restart.interrupted == "restart":
-        if state.interruptions < case.limits.interruptions_max:
-            return _restart(case, state.but(interruptions=state.interruptions + 1), why)
-        why = f"interrupted {state.interruptions + 1} times; the last time {why}"
+    if not case.is_long_running and case.spec.restart.interrupted == "restart":
+        if state.interruptions >= case.limits.interruptions_max:
+            why = f"interrupted {state.interruptions + 1} times; the last time {why}"
+            end = _fault("Interrupted", why).but(finished_at=case.now.wall)
+            return _enter(case, state, Stage.COLLECTING, end=end)
+        state = state.but(interruptions=state.interruptions + 1)
+    return _run_again_or_end(case, state, why)
+
+
+def halted(case: Case, state: RunnerState, event: Halted) -> RunnerState:
+    """Ended by an orderly shutdown: goes on after the next start, as often as that happens."""
+    if state.stage is Stage.STARTING:
+        state = _mark_started(case, state)
+    return _run_again_or_end(case, state, "the node was shut down")
+
+
+def _run_again_or_end(case: Case, state: RunnerState, why: str) -> RunnerState:
+    policy = case.spec.restart
+    may_restart = (
+        policy.policy != "never" if case.is_long_running else policy.interrupted == "restart"
+    )
+    if may_restart:
+        return _restart(case, state, why)
     end = _fault("Interrupted", why).but(finished_at=case.now.wall)
     return _enter(case, state, Stage.COLLECTING, end=end)
 

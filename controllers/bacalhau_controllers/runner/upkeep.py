@@ -4,6 +4,8 @@ the orchestrator was heard, and outputs that are kept long enough.
 Each is a loop that looks again at everything, so that whatever went wrong once is put right.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 from bacalhau_api.errors import BacalhauError
 from bacalhau_controllers.runner import machine
 from bacalhau_controllers.runner.guard import GuardedEngine, within
-from bacalhau_controllers.runner.ledger import Entry, PutState
+from bacalhau_controllers.runner.ledger import Entry, LedgerFullError, PutContact, PutState
 from bacalhau_controllers.runner.perform import DISK_SECONDS
 from bacalhau_controllers.runner.site import Site
 from bacalhau_controllers.runner.state import (
@@ -87,6 +89,14 @@ class Upkeep:
         while True:
             await self._site.clock.sleep(self._site.settings.health_seconds)
             await self._site.check_plugs()
+            await self._probe_ledger()
+
+    async def _probe_ledger(self) -> None:
+        """Find out whether a full disk has room again, if nobody else has something to write."""
+        contact = self._home.contact
+        if self._site.writer.full is not None and contact is not None:
+            with contextlib.suppress(LedgerFullError):
+                await self._site.writer.commit([PutContact(contact)])
 
     # -- runs that nobody knows ------------------------------------------------------------------
 
@@ -99,22 +109,27 @@ class Upkeep:
         """Stop and remove every run of this node's engines that no execution accounts for."""
         for engine in self._site.engines.values():
             try:
-                for run_id in await engine.list():
-                    await self._sweep_run(engine, run_id)
+                found = [r for r in await engine.list() if not self._is_accounted_for(r)]
+                for outcome in await asyncio.gather(
+                    *(self._sweep_run(engine, run_id) for run_id in found), return_exceptions=True
+                ):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
             except BacalhauError as error:
                 logger.info(
                     "Postponed a sweep", extra={"engine": engine.name, "error": error.message}
                 )
 
     async def _sweep_run(self, engine: GuardedEngine, run_id: str) -> None:
-        if self._is_accounted_for(run_id):
-            return
+        async with self._site.slots.stops:
+            if self._is_accounted_for(run_id):
+                return
+            await engine.stop(run_id, self._site.limits.stop_grace_seconds)
+            if not self._is_accounted_for(run_id):
+                await engine.remove(run_id)
         logger.warning(
             "Removed a run that nobody asked for", extra={"engine": engine.name, "run": run_id}
         )
-        await engine.stop(run_id, self._site.limits.stop_grace_seconds)
-        if not self._is_accounted_for(run_id):
-            await engine.remove(run_id)
 
     def _is_accounted_for(self, run_id: str) -> bool:
         parts = split_workload_id(run_id)

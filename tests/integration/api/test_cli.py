@@ -331,6 +331,7 @@ def test_exit_codes_of_processes(server: RunningServer) -> None:
     )  # fmt: skip
     assert finish(process(server.url, "get", "job/none"))[0] == 5
     assert finish(process(server.url, "frobnicate"))[0] == 2
+    assert finish(process(server.url, "get", "frobs"))[0] == 2
     code, out, err = finish(process("http://127.0.0.1:1", "get", "jobs"))
     assert (code, out) == (6, "")
     assert "bacalhau serve" in err

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -375,6 +376,33 @@ def test_first_recorded_end_stands(tmp_path: Path) -> None:
     assert not records.write_end(tmp_path, End(exit_code=137, time=2.0, reason="Killed"))
     assert records.read_end(tmp_path) == End(exit_code=0, time=1.0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exit.json"]
+
+
+async def test_worker_whose_directory_was_deleted_does_not_stay(
+    engine: WasmEngine, bench: Bench
+) -> None:
+    workload = bench.wasm("hello", "--tick", "5")
+    await engine.start(workload)
+    pid = worker(bench, workload.id)
+    shutil.rmtree(bench.state / "runs" / workload.id)
+    await until(lambda: is_gone(pid))
+    assert (await engine.observe(workload.id)).phase is RunPhase.ABSENT
+
+
+async def test_what_a_cut_off_start_left_is_no_run(engine: WasmEngine, bench: Bench) -> None:
+    workload = bench.wasm("hello")
+    left = bench.state / "runs" / workload.id
+    (left / "mounts" / "0").mkdir(parents=True)
+    assert list(await engine.list()) == []
+    await engine.start(workload)
+    assert (await end(engine, workload)).exit_code == 0
+    old = bench.state / "runs" / "old"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    await engine.close(keep_running=True)
+    await engine.open()
+    assert not old.exists()
+    assert list(await engine.list()) == [workload.id]
 
 
 async def test_long_directory_names(bench: Bench) -> None:

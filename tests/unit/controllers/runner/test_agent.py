@@ -10,10 +10,16 @@ from bacalhau.node.ledger import SqliteLedger
 from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
 from bacalhau_api.v1.execution import Desired, Phase, PublicationPhase
-from bacalhau_api.v1.job import JobType, Resources, RestartPolicy
+from bacalhau_api.v1.job import JobType, Resources, RestartPolicy, SpecConfig
 from bacalhau_api.wire import Assignments, Changes, Refused
-from bacalhau_controllers.runner.ledger import LedgerHeldError, MemoryLedger
-from bacalhau_controllers.runner.state import Limits, Stage
+from bacalhau_controllers.runner.ledger import (
+    LedgerFullError,
+    LedgerHeldError,
+    MemoryLedger,
+    PutContact,
+)
+from bacalhau_controllers.runner.ports import Observation, RunPhase
+from bacalhau_controllers.runner.state import Exited, Limits, Stage
 from tests.support.runner import NODE, World, execution, publication, stopped
 from tests.support.simclock import SimLoop
 
@@ -252,6 +258,61 @@ def test_what_runs_is_adopted_not_run_again(loop: SimLoop) -> None:
     assert w.engine.started == {"a.1": 1, "b.1": 1}
 
 
+def test_an_orderly_shutdown_ends_runs_that_go_on_at_the_next_start(loop: SimLoop) -> None:
+    w = world(loop)
+    restart = RestartPolicy(backoff_seconds=1)
+    service = execution("s", job_type=JobType.SERVICE, seconds=None, restart=restart)
+    w.do(w.hub.assign(service, execution("b", seconds=20)))
+    agent = w.live
+    w.task.cancel()
+    loop.run_until_idle()
+    w.do(agent.close(keep_running=False))
+    assert not w.engine.running()
+    w.start()
+    loop.advance(5)
+    assert set(w.engine.running()) == {"s.2", "b.2"}
+    assert w.until_final("b")[0].phase is Phase.SUCCEEDED
+    assert w.hub.problems + w.workspace.problems == []
+
+
+def test_workloads_outlive_an_agent_that_is_told_so(loop: SimLoop) -> None:
+    w = world(loop)
+    w.do(w.hub.assign(execution("b", seconds=20)))
+    agent = w.live
+    w.task.cancel()
+    loop.run_until_idle()
+    w.do(agent.close(keep_running=True))
+    assert w.engine.running() == ("b.1",)
+    w.start()
+    assert w.until_final("b")[0].phase is Phase.SUCCEEDED
+    assert w.engine.started == {"b.1": 1}
+
+
+def test_a_run_that_was_taken_for_ended_is_ended_before_the_next(loop: SimLoop) -> None:
+    w = world(loop)
+    w.do(w.hub.assign(execution("b", seconds=None)))
+    ended = w.engine.runs["b.1"]
+    w.engine.vanish("b.1")  # so the engine says, and is wrong
+    ended.ended = None
+    worker = w.live.workers["uid-b"]
+    worker.post(Exited(1, Observation(RunPhase.VANISHED)))
+    loop.advance(10)
+    assert w.engine.running() == ("b.2",)
+
+
+def test_a_full_disk_that_nobody_writes_to_is_found_to_have_room(loop: SimLoop) -> None:
+    w = world(loop)
+    loop.advance(20)
+    stored(w).is_full = True
+    task = loop.create_task(w.live.site.writer.commit([PutContact(w.live.now())]))
+    loop.run_until_idle()
+    assert isinstance(task.exception(), LedgerFullError)
+    assert not w.live.info().engines[0].available
+    stored(w).is_full = False
+    loop.advance(11)
+    assert w.live.info().engines[0].available
+
+
 def test_runs_that_nobody_knows_are_removed(loop: SimLoop) -> None:
     w = world(loop)
     w.do(w.hub.assign(execution("a", seconds=None), execution("b", seconds=None)))
@@ -436,6 +497,34 @@ def test_stop_is_repeated_until_the_engine_obeys(loop: SimLoop) -> None:
     w.engine.stops_fail = False
     loop.advance(61)  # the sweep
     assert not w.engine.runs
+
+
+def test_bugs_in_plugs_are_faults_of_the_node_and_hit_nobody_else(
+    loop: SimLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    w = world(loop)
+
+    async def admit(source: SpecConfig) -> str:
+        if source.params["path"] == "/bug":
+            raise ValueError("a bug")
+        return ""
+
+    w.storage.admit = admit  # type: ignore[method-assign]
+    w.do(w.hub.assign(execution("a", inputs=("/bug",)), execution("b", inputs=("/fine",))))
+    first, second = w.until_final("a", "b")
+    assert (first.phase, first.reason) == (Phase.FAILED, "AdmissionFault")
+    assert first.is_system_fault
+    assert second.phase is Phase.SUCCEEDED
+    assert "Failed at an instruction" in caplog.text
+
+
+def test_bad_params_are_the_jobs_own_fault(loop: SimLoop) -> None:
+    w = world(loop)
+    w.engine.start_error = TerminalError("not a module", reason="CompileFailed")
+    w.do(w.hub.assign(execution("a")))
+    report = w.until_final("a")[0]
+    assert (report.phase, report.reason) == (Phase.FAILED, "CompileFailed")
+    assert not report.is_system_fault
 
 
 # -- the ledger is full ----------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from bacalhau_controllers.runner.state import (
     EngineGone,
     Event,
     Exited,
+    Halted,
     InputMount,
     Instant,
     Limits,
@@ -182,7 +183,7 @@ def samples(run: int) -> list[Event]:
         StopFailed(run, "hung"), CollectDone(COLLECTED), CollectFailed(True, "Disk", "full"),
         CollectFailed(False, "OutputLimit", "too much"), Cleaned(), CleanFailed("busy"),
         OutputsDropped(), TimerDue(), StopRequested("UserRequest"), Unassigned(), Reassigned(),
-        CutOff("60 s"), LinkUp(), Disowned(9), AgentStarted(), AgentStarted(RUNNING),
+        CutOff("60 s"), LinkUp(), Disowned(9), Halted(), AgentStarted(), AgentStarted(RUNNING),
         AgentStarted(exited(1)), AgentStarted(VANISHED), AgentStarted(ABSENT),
     ]  # fmt: skip
     assert {type(event) for event in events} == set(EVENTS)
@@ -437,6 +438,21 @@ def test_interrupted_batch_runs_again_a_few_times(seen: Observation) -> None:
     assert case.state.report.phase is Phase.FAILED
     assert case.state.report.reason == "Interrupted"
     assert case.state.report.is_system_fault
+
+
+def test_an_orderly_shutdown_is_no_interruption() -> None:
+    case = started_case()
+    for run in range(1, 3 * LIMITS.interruptions_max):
+        case.on(Halted())
+        assert case.state.stage is Stage.RESTARTING
+        case.boot += "+"
+        case.on(AgentStarted(ABSENT))
+        case.due()
+        assert duty(case.state, LIMITS) == Start(run + 1, must_look=False)
+        case.on(Started(run + 1))
+    case = started_case(execution(restart=RestartPolicy(interrupted="report")))
+    case.run(Halted(), CollectDone(COLLECTED))
+    assert (case.state.report.reason, case.state.report.is_system_fault) == ("Interrupted", True)
 
 
 def test_interrupted_work_is_reported_if_so_wished() -> None:
