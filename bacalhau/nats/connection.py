@@ -37,6 +37,7 @@ SERVER_VERSION_MIN: Final = (2, 14)
 
 _RECONNECT_SECONDS = 0.2
 _CONNECT_SECONDS = 2
+_CLOSE_SECONDS = 0.5
 _PING_SECONDS = 5
 _PINGS_MAX = 2
 _DIAL_PAUSE_MIN = 0.05
@@ -210,6 +211,7 @@ class Connection:
         self._listeners: dict[object, Listener] = {}
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
+        self._dialled = asyncio.Event()
         self._last_error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -251,6 +253,10 @@ class Connection:
         """Let go. What waits for an answer fails."""
         task, self._task = self._task, None
         if task is not None:
+            # A client cancelled in the middle of connecting may leave its socket behind.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._dialled.wait()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -335,7 +341,11 @@ class Connection:
             while True:
                 started = time.monotonic()
                 try:
-                    await self._dial()
+                    self._dialled.clear()
+                    try:
+                        await self._dial()
+                    finally:
+                        self._dialled.set()
                     await self._lost.wait()
                 except (NatsError, OSError, TimeoutError, TransientError, InvalidError) as error:
                     self._last_error = error

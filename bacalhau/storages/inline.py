@@ -53,7 +53,7 @@ class InlineStorage:
         return Health(is_available=True)
 
     async def admit(self, source: SpecConfig) -> str:
-        """Empty if the URL can be decoded and is not too large. (Archives are opened by `fetch`.)"""
+        """Empty if the URL can be decoded and is not too large; `fetch` opens archives."""
         try:
             self._decode(source)
         except TerminalError as error:

@@ -1,4 +1,4 @@
-"""Good archives come out as they went in; hostile ones change nothing outside, and leave nothing."""
+"""Good archives come out as they went in; hostile ones change and leave nothing."""
 
 import gzip
 import io

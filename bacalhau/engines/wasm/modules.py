@@ -80,8 +80,8 @@ class ModuleCache:
     async def link(self, module: Path, into: Path) -> Path:
         """Put the compiled form of a module file at `into`, compiling it first if need be.
 
-        It stays there even if the cache drops it. Returns the cache's own file. Raises TerminalError (CompileFailed,
-        StartFailed) or TransientError.
+        It stays there even if the cache drops it. Returns the cache's own file. Raises
+        TerminalError (CompileFailed, StartFailed) or TransientError.
         """
         digest = await self._digest(module)
         target = self._directory / f"{digest}-{protocol.cache_flavour()}.cwasm"

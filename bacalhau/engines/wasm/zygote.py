@@ -1,8 +1,8 @@
 """The fork server: a process of its own, which outlives the agent and is found again by its socket.
 
 It has wasmtime loaded but neither engine nor threads, so that a fork of it is a cheap and safe
-start of a worker. A few workers are forked in advance (see `forkserver.py`). It ends by itself once it has
-been without a child and without an agent for a while.
+start of a worker. A few workers are forked in advance (see `forkserver.py`). It ends by itself
+once it has been without a child and without an agent for a while.
 
     python -m bacalhau.engines.wasm.zygote DIRECTORY NAME
 

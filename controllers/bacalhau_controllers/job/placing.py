@@ -63,25 +63,35 @@ def refused_nodes(generation: Group, nodes: NodeTable) -> dict[str, str]:
 
 
 class Placer:
-    """Places slots of one job, one after the other, in one plan."""
+    """Places slots of one job, one after the other, in one plan. `amounts` replaces what the job
+    asks for."""
 
     def __init__(
         self,
         draft: Draft,
         nodes: NodeTable,
         held: Mapping[str, str],
-        request: Request,
+        amounts: Amounts | None = None,
     ) -> None:
         self._draft = draft
         self._nodes = nodes
         self._held = held
-        self.request = request
+        self._amounts = amounts
+        self._request: Request | None = None
         self._search: Search | None = None
         self._is_exhausted = False
         self._waiting: list[str] = []
         self._waiting_nodes: list[str] = []
         self._postponed = 0
         self.created = 0
+
+    @property
+    def request(self) -> Request:
+        """What the job asks for; made on first use, since most plans place nothing."""
+        if self._request is None:
+            view = self._draft.view
+            self._request = request_of(view.job, view.current, self._nodes, amounts=self._amounts)
+        return self._request
 
     @property
     def waiting(self) -> int:

@@ -18,7 +18,7 @@ from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, look
 from bacalhau_controllers.job.outcome import Outcome
 from bacalhau_controllers.job.owned import SlotKey, SlotView
-from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
+from bacalhau_controllers.job.placing import NOTHING, Placer
 from bacalhau_controllers.job.tally import Tally, enforced, started_at
 from bacalhau_controllers.placement import Request, fits, shape_of
 from bacalhau_controllers.placement.resources import Amounts
@@ -76,8 +76,7 @@ def service(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         place = _Place(view, look(view, sight), old.get(partition, []))
         place.is_needed = tally.settle(view, place.found, draft)
         places.append(place)
-    request = request_of(draft.job, draft.view.current, sight.nodes)
-    placer = Placer(draft, sight.nodes, held, request)
+    placer = Placer(draft, sight.nodes, held)
     _wait_until_ready(places, draft, sight)
     unsettled = sum(place.is_unsettled(sight) for place in places)
     left = max(draft.job.spec.update.max_unavailable - unsettled, 0)
@@ -176,8 +175,7 @@ def daemon(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         place = _Place(view, look(view, sight), old.get(name, []))
         place.is_needed = tally.settle(view, place.found, draft)
         places.append(place)
-    request = request_of(job, draft.view.current, nodes, amounts=None if targets else NOTHING)
-    placer = Placer(draft, nodes, held, request)
+    placer = Placer(draft, nodes, held, None if targets else NOTHING)
     if not targets:
         placer.wait_for_match()
     # A node that cannot be reached neither blocks the others nor counts as changed.

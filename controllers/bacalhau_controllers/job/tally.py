@@ -127,7 +127,9 @@ def _must_stop(execution: Execution, draft: Draft, sight: Sight) -> str:
     if node.spec.membership is Membership.REJECTED:
         return "NodeRejected"
     timeout = execution.spec.task.timeouts.execution_timeout
-    if timeout and execution.phase is Phase.RUNNING:
+    # A service's timeout is that of one run; the node ends it and begins the next.
+    is_one_run = execution.spec.job_type.runs_to_completion
+    if timeout and is_one_run and execution.phase is Phase.RUNNING:
         grace = sight.settings.timeout_grace_seconds
         until = started_at(execution, sight.now) + timedelta(seconds=timeout + grace)
         if until <= sight.now:

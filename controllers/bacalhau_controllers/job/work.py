@@ -13,7 +13,7 @@ from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Look, Sight, look
 from bacalhau_controllers.job.outcome import NEW_GENERATION, Outcome
 from bacalhau_controllers.job.owned import SlotView
-from bacalhau_controllers.job.placing import NOTHING, Placer, request_of
+from bacalhau_controllers.job.placing import NOTHING, Placer
 from bacalhau_controllers.job.tally import Tally, enforced
 from bacalhau_controllers.placement import shape_of
 
@@ -40,7 +40,7 @@ def _batch(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
         found = look(view, sight)
         if tally.settle(view, found, draft):
             needed.append((view, found))
-    placer = Placer(draft, sight.nodes, held, request_of(draft.job, current, sight.nodes))
+    placer = Placer(draft, sight.nodes, held)
     outcome = Outcome(tally, placer)
     if tally.failed:
         outcome.ended, outcome.reason = JobPhase.FAILED, "SlotFailed"
@@ -73,8 +73,7 @@ def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     draft.stop_all(draft.view.older_active(), NEW_GENERATION)
     nodes = _ops_nodes(draft, sight)
     if not nodes:
-        request = request_of(draft.job, None, sight.nodes, amounts=NOTHING)
-        placer = Placer(draft, sight.nodes, held, request)
+        placer = Placer(draft, sight.nodes, held, NOTHING)
         placer.wait_for_match()
         return Outcome(Tally(), placer)
     tally, needed = Tally(total=len(nodes)), list[tuple[SlotView, Look]]()
@@ -85,8 +84,7 @@ def _ops(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
             found = _unless_gone(name, found, sight)
         if tally.settle(view, found, draft):
             needed.append((view, found))
-    request = request_of(draft.job, draft.view.current, sight.nodes)
-    placer = Placer(draft, sight.nodes, held, request)
+    placer = Placer(draft, sight.nodes, held)
     for view, found in needed:
         tally.add(placer.place_on(view.slot.node, view, found), draft)
     outcome = Outcome(tally, placer, ops_nodes=nodes)

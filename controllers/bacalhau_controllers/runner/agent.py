@@ -45,8 +45,8 @@ from bacalhau_controllers.runner.ports import (
     Storage,
     Workspace,
 )
-from bacalhau_controllers.runner.publisher import PublicationWorker
-from bacalhau_controllers.runner.publishing import PublicationEvent, Woken
+from bacalhau_controllers.runner.publishing import Woken
+from bacalhau_controllers.runner.roster import Roster
 from bacalhau_controllers.runner.session import Session
 from bacalhau_controllers.runner.site import AgentSettings, Site, make_slots
 from bacalhau_controllers.runner.state import (
@@ -63,9 +63,6 @@ from bacalhau_controllers.runner.upkeep import Upkeep
 from bacalhau_controllers.runner.worker import Worker, execution_fact
 
 logger = logging.getLogger(__name__)
-
-BUG_PAUSE_SECONDS = 60.0
-"""Before an execution whose worker ended by a bug is taken up again."""
 
 
 class Snapshot(Model):
@@ -112,14 +109,8 @@ class Agent:
     ) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._workers: dict[str, Worker] = {}
-        self._publication_workers: dict[str, PublicationWorker] = {}
-        self._uids_by_name: dict[tuple[str, str], list[str]] = {}
-        self._blocked: dict[str, list[Event]] = {}
-        self._ask_again: set[str] = set()
         self._last_words: list[str] = []
         self._intake = asyncio.Lock()
-        self._group: asyncio.TaskGroup | None = None
         self._contact_heard = asyncio.Event()
         self._recovered = asyncio.Event()
         writer = GroupCommit(ledger, Book.empty())
@@ -140,6 +131,10 @@ class Agent:
         )
         self.contact: Instant | None = None
         self._session = Session(node, link, self, writer, clock, rng, ids, settings.request_seconds)
+        self._roster = Roster(
+            self.site,
+            lambda: self._session.hello_again("an execution is wanted again that was removed"),
+        )
         self._upkeep = Upkeep(self)
 
     # -- life ------------------------------------------------------------------------------------
@@ -149,7 +144,7 @@ class Agent:
         self.site.writer.book = await self._ledger.open()
         try:
             async with asyncio.TaskGroup() as group:
-                self._group = group
+                self._roster.open(group)
                 group.create_task(self.site.writer.run(), name="ledger")
                 await self._recover()
                 group.create_task(self._session.run(), name="session")
@@ -162,7 +157,7 @@ class Agent:
                 error = error.exceptions[0]
             raise error from None
         finally:
-            self._group = None
+            self._roster.close()
             await self._ledger.close()
 
     async def close(self, *, keep_running: bool) -> None:
@@ -213,7 +208,7 @@ class Agent:
         self.contact = book.meta.contact
         for uid, state in book.states.items():
             execution = book.executions[uid]
-            self._index(uid)
+            self._roster.index(uid)
             if state.stage.holds_capacity:
                 asked = resources_of(execution.spec.task, site.policy)
                 site.allocator.hold(uid, asked)
@@ -226,7 +221,7 @@ class Agent:
         self._upkeep.check_cut_off()
         for uid, progress in book.publication_states.items():
             if not progress.report.phase.is_final or not progress.is_assigned:
-                self.post_publication(uid, Woken())
+                self._roster.post_publication(uid, Woken())
         await self._upkeep.sweep()
         self._recovered.set()
         logger.info(
@@ -248,31 +243,28 @@ class Agent:
             )
             return None
 
-    # -- executions and publications -------------------------------------------------------------
+    # -- executions ------------------------------------------------------------------------------
 
     @property
     def workers(self) -> Mapping[str, Worker]:
         """The executions that are not at rest, by uid."""
-        return self._workers
+        return self._roster.workers
 
     def state_of(self, uid: str) -> RunnerState | None:
         """The present state, ahead of the ledger where a worker is."""
-        worker = self._workers.get(uid)
-        return worker.state if worker else self.site.book.states.get(uid)
+        return self._roster.state_of(uid)
 
     def uids_named(self, namespace: str, name: str) -> tuple[str, ...]:
-        """The executions in the ledger with this name: one, or a second that waits until the
-        first, its namesake, is removed."""
-        return tuple(self._uids_by_name.get((namespace, name), ()))
+        """The executions in the ledger with this name."""
+        return self._roster.uids_named(namespace, name)
 
     def uids_of_run(self, execution: str) -> tuple[str, ...]:
-        """The executions with this name in any namespace: run ids carry none."""
-        return tuple(
-            uid
-            for (_, name), uids in self._uids_by_name.items()
-            if name == execution
-            for uid in uids
-        )
+        """The executions with this name in any namespace."""
+        return self._roster.uids_of_run(execution)
+
+    def post(self, uid: str, event: Event | None) -> None:
+        """Tell an execution's worker what happened; None: to look at its spec."""
+        self._roster.post(uid, event)
 
     def is_over(self, namespace: str, name: str) -> bool | None:
         """Whether the execution will write no more; None if this node does not know it."""
@@ -289,94 +281,6 @@ class Agent:
             if state is not None:
                 return state.has_outputs and state.stage is not Stage.CLEANING
         return False
-
-    def post(self, uid: str, event: Event | None) -> None:
-        """Tell an execution's worker what happened; None: to look at its spec."""
-        worker = self._workers.get(uid) or self._employ(uid)
-        if worker is None:
-            if uid in self._blocked and event is not None and event not in self._blocked[uid]:
-                self._blocked[uid].append(event)
-        elif event is None:
-            worker.nudge()
-        else:
-            worker.post(event)
-
-    def post_publication(self, uid: str, event: PublicationEvent | None) -> None:
-        """The same for a publication."""
-        worker = self._publication_workers.get(uid)
-        if worker is None:
-            if self._group is None or uid not in self.site.book.publication_states:
-                return
-            worker = PublicationWorker(self.site, uid, self._publication_retired)
-            self._publication_workers[uid] = worker
-            self._group.create_task(self._run_publication(worker), name=f"publication {uid}")
-        if event is None:
-            worker.nudge()
-        else:
-            worker.post(event)
-
-    def _employ(self, uid: str) -> Worker | None:
-        if self._group is None or uid not in self.site.book.states:
-            return None
-        self._index(uid)
-        execution = self.site.book.executions[uid]
-        first = self._uids_by_name[(execution.metadata.namespace, execution.name)][0]
-        if first != uid:
-            self._blocked.setdefault(uid, [])
-            return None  # its namesake's directory must be gone first; see `_retired`
-        worker = Worker(self.site, uid, self._retired)
-        self._workers[uid] = worker
-        self._group.create_task(self._run_worker(worker), name=f"execution {execution.name}")
-        return worker
-
-    async def _run_worker(self, worker: Worker) -> None:
-        try:
-            await worker.run()
-        except LedgerBrokenError:
-            raise
-        except Exception:
-            logger.exception("Failed to move an execution", extra={"uid": worker.uid})
-            await self.site.clock.sleep(BUG_PAUSE_SECONDS)
-            self._workers.pop(worker.uid, None)
-            self.post(worker.uid, AgentStarted())
-
-    async def _run_publication(self, worker: PublicationWorker) -> None:
-        try:
-            await worker.run()
-        except LedgerBrokenError:
-            raise
-        except Exception:
-            logger.exception("Failed to move a publication", extra={"uid": worker.uid})
-            await self.site.clock.sleep(BUG_PAUSE_SECONDS)
-            self._publication_workers.pop(worker.uid, None)
-            self.post_publication(worker.uid, Woken())
-
-    def _retired(self, worker: Worker) -> None:
-        del self._workers[worker.uid]
-        if worker.state.stage is not Stage.GONE:
-            return
-        self.site.allocator.give_back(worker.uid)
-        key = worker.key
-        uids = self._uids_by_name.get(key, [])
-        if worker.uid in uids:
-            uids.remove(worker.uid)
-        if uids:
-            for event in (AgentStarted(), *self._blocked.pop(uids[0], ())):
-                self.post(uids[0], event)
-        else:
-            self._uids_by_name.pop(key, None)
-        if worker.uid in self._ask_again:
-            self._ask_again.discard(worker.uid)
-            self._session.hello_again("an execution is wanted again that was being removed")
-
-    def _publication_retired(self, worker: PublicationWorker) -> None:
-        del self._publication_workers[worker.uid]
-
-    def _index(self, uid: str) -> None:
-        execution = self.site.book.executions[uid]
-        uids = self._uids_by_name.setdefault((execution.metadata.namespace, execution.name), [])
-        if uid not in uids:
-            uids.append(uid)
 
     # -- the session's desk ----------------------------------------------------------------------
 
@@ -449,11 +353,11 @@ class Agent:
 
     async def _obey(self, orders: assign.Orders) -> None:
         await self.site.writer.commit(orders.entries)
-        self._ask_again.update(orders.must_ask_again)
+        self._roster.ask_again_for(orders.must_ask_again)
         for uid, event in orders.events:
             self.post(uid, event)
         for uid, what in orders.publications:
-            self.post_publication(uid, what)
+            self._roster.post_publication(uid, what)
 
     async def _keep_contact(self) -> None:
         """Write down when the orchestrator was last heard, where the disconnect policy of some

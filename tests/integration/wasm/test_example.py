@@ -1,4 +1,4 @@
-"""The example job over measured data: parsed, fetched and run as a node does, in four partitions."""
+"""The example job over measured data: fetched and run as a node does, in four partitions."""
 
 import asyncio
 import csv

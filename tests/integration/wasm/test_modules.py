@@ -1,4 +1,4 @@
-"""Compiling: once for all who need it, within limits, and never from somebody else's machine code."""
+"""Compiling: once for all who need it, within limits, and never from a job's machine code."""
 
 import asyncio
 import os

@@ -187,6 +187,7 @@ class Walk:
         """Everybody leaves it alone: nodes are back, and workloads end well."""
         self.w.behaviours.clear()
         self.w.default = None
+        self.w.pass_time(1)
         for name in NODES:
             node = self.w.find(Ref("Node", "", name))
             if node is None:

@@ -12,6 +12,7 @@ from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
 from bacalhau_api.v1.execution import Desired, Phase, PublicationPhase
 from bacalhau_api.v1.job import JobType, Resources, RestartPolicy, SpecConfig
 from bacalhau_api.wire import Assignments, Changes, Refused
+from bacalhau_controllers.runner import machine
 from bacalhau_controllers.runner.ledger import (
     LedgerFullError,
     LedgerHeldError,
@@ -19,7 +20,7 @@ from bacalhau_controllers.runner.ledger import (
     PutContact,
 )
 from bacalhau_controllers.runner.ports import Observation, RunPhase
-from bacalhau_controllers.runner.state import Exited, Limits, Stage
+from bacalhau_controllers.runner.state import Exited, Limits, Stage, Started
 from tests.support.runner import NODE, World, execution, publication, stopped
 from tests.support.simclock import SimLoop
 
@@ -516,6 +517,26 @@ def test_bugs_in_plugs_are_faults_of_the_node_and_hit_nobody_else(
     assert first.is_system_fault
     assert second.phase is Phase.SUCCEEDED
     assert "Failed at an instruction" in caplog.text
+
+
+def test_a_bug_of_ours_hits_one_execution_and_not_for_ever(
+    loop: SimLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    w = world(loop)
+    real, times = machine.step, [2]
+
+    def step(of: Any, state: Any, event: Any, *others: Any) -> machine.Step:
+        if of.name == "a" and isinstance(event, Started) and times[0]:
+            times[0] -= 1
+            raise ValueError("a bug")
+        return real(of, state, event, *others)
+
+    monkeypatch.setattr(machine, "step", step)
+    w.do(w.hub.assign(execution("a", seconds=1), execution("b")))
+    assert w.until_final("b", seconds_max=5)[0].phase is Phase.SUCCEEDED
+    assert w.until_final("a")[0].phase is Phase.SUCCEEDED
+    assert w.engine.started["a.1"] == 1
+    assert "Failed to move an execution" in caplog.text
 
 
 def test_bad_params_are_the_jobs_own_fault(loop: SimLoop) -> None:
