@@ -58,7 +58,7 @@ l = w.Linker(e); l.define_wasi(); l.instantiate(s, m).exports(s)['_start'](s)
 def job(name: str, engine: SpecConfig, inputs: tuple[InputSource, ...] = ()) -> Job:
     """A batch job of one execution that reserves little, so that capacity is not what counts."""
     task = Task(
-        engine=engine, input_sources=inputs, resources=Resources(cpu_millis=1, memory_bytes=1 << 20)
+        engine=engine, input_sources=inputs, resources=Resources(cpu_millis=1, memory_bytes=8 << 20)
     )
     return Job(metadata=ObjectMeta(name=name), spec=JobSpec(type=JobType.BATCH, tasks=(task,)))
 

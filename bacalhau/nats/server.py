@@ -113,6 +113,11 @@ class EmbeddedNats:
         return f"http://{LOOPBACK}:{self._running.monitor_port}"
 
     @property
+    def is_running(self) -> bool:
+        """Whether the program runs; it may still be getting ready."""
+        return self._process is not None and self._process.is_running
+
+    @property
     def pid(self) -> int:
         """The process id of the server that was started last."""
         return self._pid
@@ -178,7 +183,7 @@ class EmbeddedNats:
             text = render_config(self._settings, self._running, nodes)
             self._nodes = tuple(nodes)
             process = self._process
-            if process is None or not process.is_running:
+            if process is None or not self.is_running:
                 write_private(self._config_file, text)
                 return
             before = await self._loaded_at()

@@ -22,8 +22,10 @@ def main() -> int:
     parser.add_argument("--faults", help="such as 'all,-clone-node' or 'net-loss=0.3'; else drawn")
     parser.add_argument("--brief", action="store_true", help="one line for each failure")
     asked = parser.parse_args()
-    seeds = [asked.seed] if asked.seed is not None else list(
-        range(asked.first, asked.first + asked.seeds)
+    seeds = (
+        [asked.seed]
+        if asked.seed is not None
+        else list(range(asked.first, asked.first + asked.seeds))
     )
     began = time.monotonic()
     simulated, found = 0.0, Counter[str]()
@@ -34,7 +36,9 @@ def main() -> int:
             found[verdict.invariant] += 1
             failed.append(verdict.seed)
             words = verdict.words
-            print(" ".join(words.splitlines()[:2])[:400] if asked.brief else words + "\n", flush=True)
+            print(
+                " ".join(words.splitlines()[:2])[:400] if asked.brief else words + "\n", flush=True
+            )
         elif asked.seed is not None:
             print(f"seed {verdict.seed} passed, trace {verdict.digest}")
     took = max(time.monotonic() - began, 1e-9)

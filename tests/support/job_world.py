@@ -171,7 +171,14 @@ class World:
 
     def add_node(self, name: str, **how: Any) -> None:
         """A node joins, or comes back changed."""
-        self.put(make_node(name, **how))
+        made = make_node(name, **how)
+        old = self.find(made.ref)
+        since = self.bench.clock.now()
+        if isinstance(old, Node) and old.status.connected_since is not None:
+            since = old.status.connected_since
+        if made.status.connected_since is not None:
+            made = made.but(status=made.status.but(connected_since=since))
+        self.put(made)
 
     def change_node(self, name: str, **spec: Any) -> None:
         """Change a node's spec."""

@@ -56,6 +56,13 @@ def kill(server: EmbeddedNats) -> None:
     os.kill(server.pid, signal.SIGKILL)
 
 
+async def crash(server: EmbeddedNats) -> None:
+    """kill -9, and wait until it has been started again."""
+    killed = server.pid
+    kill(server)
+    await eventually(lambda: server.is_running and server.pid != killed, "the restart")
+
+
 async def delete_stream(server: EmbeddedNats) -> None:
     """Lose everything, as when a disk was replaced."""
     async with open_connection(server) as connection:

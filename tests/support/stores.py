@@ -24,7 +24,7 @@ from bacalhau_controllers.store import (
     WatchEvent,
     Why,
 )
-from tests.support.nats import delete_stream, kill, open_store, running_server
+from tests.support.nats import crash, delete_stream, open_store, running_server
 
 WHY = Why("test", "Testing")
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -125,7 +125,7 @@ class JetStreamRig:
 
     async def crash(self) -> None:
         """See Rig."""
-        kill(self.server)
+        await crash(self.server)
 
     async def recreate(self) -> None:
         """See Rig."""
@@ -204,6 +204,14 @@ class View:
             missing = {r: v for r, v in expected.items() if self.objects.get(r) != v}
             extra = {r: v for r, v in self.objects.items() if r not in expected}
             raise AssertionError(f"missing {missing}, extra {extra}") from None
+
+    async def seen(self, ref: Ref, seconds: float = 20.0) -> int:
+        """The revision of an object, once it is there."""
+        async with asyncio.timeout(seconds):
+            while ref not in self.objects:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.objects[ref]
 
     async def synced(self, times: int = 1, seconds: float = 20.0) -> None:
         """Return once Synced came so often."""

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Final
 
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Execution
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Is, Sight, look, takes_results
-from bacalhau_controllers.job.owned import SlotView
+from bacalhau_controllers.job.owned import Group, SlotView
 from bacalhau_controllers.job.slots import names
 from bacalhau_controllers.job.tally import Tally
+
+_REFUSALS_KEPT_MAX: Final = 100
 
 
 def take_results(draft: Draft, sight: Sight) -> Tally:
@@ -101,10 +104,12 @@ def _prune(draft: Draft, sight: Sight) -> None:
     """Delete what is too old for the live set; the history keeps it. Never the accepted attempt
     or the newest one, and nothing that has not ended and is not given up."""
     kept = _kept(draft)
-    groups = [draft.view.current, *(draft.view.older[number] for number in kept)]
-    for group in groups:
-        for view in group.retried_views():
-            _prune_attempts(view, draft)
+    refusals = _refusals_kept(draft.view.current)
+    for view in draft.view.current.retried_views():
+        _prune_attempts(view, draft, refusals)
+    for number in kept:
+        for view in draft.view.older[number].retried_views():
+            _prune_attempts(view, draft, set())
     for number in sorted(draft.view.older):
         if number not in kept:
             for view in draft.view.older[number].views():
@@ -131,14 +136,28 @@ def _is_in_use(view: SlotView, draft: Draft, sight: Sight) -> bool:
     )
 
 
-def _prune_attempts(view: SlotView, draft: Draft) -> None:
+def _refusals_kept(group: Group) -> set[str]:
+    """The newest refusal of each node: who forgot it would ask again and again."""
+    newest: dict[str, Execution] = {}
+    for execution in sorted(group.refusals.values(), key=_made):
+        newest[execution.spec.node] = execution
+    return {e.name for e in sorted(newest.values(), key=_made)[-_REFUSALS_KEPT_MAX:]}
+
+
+def _made(execution: Execution) -> tuple[str, int, str]:
+    made = execution.metadata.creation_timestamp
+    return (made.isoformat() if made else "", execution.spec.attempt, execution.name)
+
+
+def _prune_attempts(view: SlotView, draft: Draft, refusals: set[str]) -> None:
     surplus = len(view.attempts) - draft.settings.attempts_kept
     if surplus <= 0:
         return
-    accepted = view.acceptance.spec.execution if view.acceptance else ""
-    taken = {a.spec.execution for a in draft.accept}
+    kept = refusals | {a.spec.execution for a in draft.accept}
+    if view.acceptance is not None:
+        kept.add(view.acceptance.spec.execution)
     for execution in view.attempts[:surplus]:
-        if execution.phase.is_final and execution.name != accepted and execution.name not in taken:
+        if execution.phase.is_final and execution.name not in kept:
             draft.remove(execution)
 
 

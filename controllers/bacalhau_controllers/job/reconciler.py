@@ -22,7 +22,7 @@ from bacalhau_controllers.job.placing import CAPACITY, request_of
 from bacalhau_controllers.job.plan import Inputs, plan
 from bacalhau_controllers.job.queue import WaitQueue, rank_of
 from bacalhau_controllers.job.settings import JobSettings
-from bacalhau_controllers.placement import Key, NodeTable
+from bacalhau_controllers.placement import Key, NodeTable, RuleFinding, evaluate
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Why
 
@@ -107,6 +107,15 @@ class JobReconciler:
         """What would be done about a job now: nothing is written, no place is kept."""
         with self.nodes.rehearsal():
             return plan(self._inputs(job))
+
+    def explain(self, job: Job, node: Node) -> tuple[RuleFinding, ...]:
+        """What each placement rule says of a job and a node now, those that are fine included."""
+        owned = self._owned.get(job.metadata.uid) or Owned()
+        generation = owned.groups.get(job.metadata.generation)
+        rank = rank_of(job, self._clock.now())
+        held = self.queue.held(job.ref, rank, self._clock.monotonic())
+        request = request_of(job, generation, self.nodes)
+        return evaluate(job, node, self.nodes, request=request, held=held.get(node.name, ""))
 
     def _inputs(self, job: Job) -> Inputs:
         now = self._clock.now()

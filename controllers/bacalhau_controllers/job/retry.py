@@ -19,7 +19,10 @@ STOP_EXECUTION_TIMEOUT: Final = "ExecutionTimeout"
 """The one reason for a stop that is the workload's own fault."""
 
 _REJECTED_PAUSE_SECONDS_MAX: Final = 10.0
+_REJECTED_MANY: Final = 100
 _DOUBLINGS_MAX: Final = 32
+_PAUSE_SECONDS_MAX: Final = 2 * 86400.0
+"""Longer than any pause: the longest backoff that a spec may ask for is a day, before jitter."""
 
 
 class End(Enum):
@@ -68,7 +71,10 @@ def pause_seconds(
         return 0.0
     if end is End.REJECTED:
         # Each refusal takes one node out, so the first costs nothing.
-        pause = 0.0 if uncharged <= 1 else _doubled(0.1, uncharged - 1, _REJECTED_PAUSE_SECONDS_MAX)
+        most = _REJECTED_PAUSE_SECONDS_MAX
+        if uncharged > _REJECTED_MANY:
+            most = settings.fault_backoff_seconds_max
+        pause = 0.0 if uncharged <= 1 else _doubled(0.1, uncharged - 1, most)
     elif end is End.FAULT:
         least = max(retry.backoff_seconds, settings.fault_backoff_seconds)
         most = max(retry.backoff_seconds_max, settings.fault_backoff_seconds_max)
@@ -82,6 +88,10 @@ def pause_starts(execution: Execution, now: datetime) -> datetime:
     """From when a pause is counted: the end as the node tells it, unless the node's clock is
     plainly wrong; then from when the attempt was made."""
     made = execution.metadata.creation_timestamp or now
+    if made > now:
+        # The clock of the orchestrator was set back since, by who knows how much: better too short
+        # a pause, once, than one of hours.
+        return now - timedelta(seconds=_PAUSE_SECONDS_MAX)
     report = execution.status.report
     ended = report.finished_at if report else None
     return ended if ended is not None and made <= ended <= now else made

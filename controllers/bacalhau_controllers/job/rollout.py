@@ -83,8 +83,12 @@ def service(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     for place in places:
         left -= _advance_service(place, draft, sight, tally, placer, left)
     for place in places:
-        if place.found.is_moving:
-            placer.try_move(place.view, place.found)
+        moving = place.found.execution
+        if place.found.is_moving and moving is not None:
+            if sight.policy.action == "stop":  # never two at once: the next follows its end
+                draft.stop(moving, DRAINED)
+            else:
+                placer.try_move(place.view, place.found)
     return _ended(Outcome(tally, placer), draft)
 
 
@@ -230,7 +234,7 @@ def _leave(
 ) -> None:
     """Stop what is on nodes where the daemon has no business any more."""
     leaving = [
-        e for key, v in draft.view.current.slots.items() if key not in targets for e in v.active
+        e for v in draft.view.current.open_views() if v.slot.node not in targets for e in v.active
     ]
     leaving += [e for name, found in old.items() if name not in targets for e in found]
     for execution in leaving:

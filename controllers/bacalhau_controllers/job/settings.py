@@ -32,3 +32,7 @@ class JobSettings:
     fault_backoff_seconds_max: float = 300.0
     ready_seconds: float = 5.0
     long_run_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.writes_max < 4:  # the job, an acceptance, its publication, and one stop
+            raise ValueError(f"writes_max is at least 4, not {self.writes_max}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bacalhau_api import names
+from bacalhau_api.admission import DEFAULT_RESOURCES
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import NetworkType, Resources, Task
 from bacalhau_api.v1.node import Capability
@@ -18,8 +19,6 @@ from bacalhau_controllers.runner.state import Admitted, Denied
 ENV_PREFIX = "env:"
 PUBLISHER_NONE = ("", "noop")
 """Publisher types that need no publisher."""
-
-RESOURCES_DEFAULT = Resources(cpu_millis=100, memory_bytes=128 * 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Policy:
     """
 
     capacity: Resources
-    defaults: Resources = RESOURCES_DEFAULT
+    defaults: Resources = DEFAULT_RESOURCES
     executions_max: int = 256
     networks_allowed: frozenset[NetworkType] = frozenset({NetworkType.NONE})
     env_allowed: tuple[str, ...] = ()

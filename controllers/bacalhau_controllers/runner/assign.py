@@ -142,6 +142,10 @@ def _execution(book: Book, execution: Execution, now: Instant, orders: Orders) -
         orders.entries.append(PutExecution(execution))
         orders.events.append((uid, None))
     state = book.states[uid]
+    if told is not None and told.phase.is_final and not state.report.phase.is_final:
+        # Ended long ago for everybody else: this ledger is a copy, or an older one, whatever its
+        # steps look like.
+        orders.events.append((uid, Disowned(told.step)))
     if not state.is_assigned:
         orders.events.append((uid, Reassigned()))
         if state.stage is Stage.CLEANING:

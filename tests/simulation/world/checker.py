@@ -8,7 +8,6 @@ I11 nothing runs where it was refused, I12 the policy `stop` never has two attem
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bacalhau_api.meta import Ref, Resource
@@ -27,6 +26,7 @@ from bacalhau_controllers.manager import Manager
 from bacalhau_controllers.placement.resources import amounts_of, capacity_of
 from bacalhau_controllers.runner.state import split_workload_id
 from bacalhau_controllers.store import Delete, Put, Why, Write
+from tests.simulation.world.storage import TrueStore
 
 if TYPE_CHECKING:
     from tests.simulation.world.machines import Machine
@@ -54,11 +54,6 @@ class Violation(AssertionError):
         self.subjects = tuple(str(subject) for subject in subjects)
 
 
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    execution_uid: str
-
-
 class Checker:
     """Sees everything, and complains."""
 
@@ -67,8 +62,6 @@ class Checker:
         self._accepted: dict[SlotKey, str] = {}
         self._refused_at: dict[str, float] = {}
         self._before: dict[Ref, Resource] = {}
-        self._creation_blame: set[str] = set()
-        self.bugs = 0
         self.writes = 0
         self.last_write_at = 0.0
         self.accepted = 0
@@ -118,9 +111,7 @@ class Checker:
                     pass
         self._check_room([r for r in results if isinstance(r, Execution)])
 
-    def _check_writer(
-        self, ref: Ref, old: Resource | None, new: Resource | None, why: Why
-    ) -> None:
+    def _check_writer(self, ref: Ref, old: Resource | None, new: Resource | None, why: Why) -> None:
         """I8: a status is written by its reconciler, under the present lease."""
         is_user = why.actor.startswith("user:") or why.reason == "NodeJoined"
         if is_user:
@@ -155,11 +146,9 @@ class Checker:
                 self._check_forward(old, new)
             if told != before and why.actor not in (f"node:{new.spec.node}",):
                 self.fail("I8", f"{why.actor} changed what was reported of {new.ref}", new.name)
-        is_user = why.actor.startswith("user:")
-        is_created = old is None
-        if not is_user and not is_created and why.actor != "job-reconciler":
-            if (new.status.waiting is None) != new.is_final:
-                self.fail("I6", f"{new.ref} is {new.phase} and waits: {new.status.waiting}", new.name)
+        is_mine = old is not None and not why.actor.startswith(("user:", "job-reconciler"))
+        if is_mine and (new.status.waiting is None) != new.is_final:
+            self.fail("I6", f"{new.ref} is {new.phase} and waits: {new.status.waiting}", new.name)
 
     def _check_forward(self, old: Execution, new: Execution) -> None:
         """I3."""
@@ -247,17 +236,12 @@ class Checker:
 
     def _check_room(self, written: list[Execution]) -> None:
         """I10: what is placed on a node never exceeds what the node has."""
-        fresh = {e.spec.node for e in written if e.ref not in self._before}
+        fresh = dict.fromkeys(e.spec.node for e in written if e.ref not in self._before)
         for name in fresh:
             node = self._world.store.peek(Ref("Node", "", name))
             if not isinstance(node, Node):
                 continue
-            total = [0] * len(amounts_of(Resources()))
-            for thing in self._world.store.everything("Execution"):
-                if isinstance(thing, Execution) and thing.spec.node == name:
-                    if not thing.phase.is_final:
-                        asked = amounts_of(thing.spec.task.resources)
-                        total = [a + b for a, b in zip(total, asked, strict=True)]
+            total = reserved_on(self._world.store, name)
             capacity = capacity_of(node)
             if any(a > b for a, b in zip(total, capacity, strict=True)):
                 self.fail("I10", f"{name} has {capacity}, {total} is placed there", name)
@@ -281,9 +265,10 @@ class Checker:
             self.fail("I5", f"{run_id} began before it was written down: {state}", run_id)
             return
         stored = self._world.store.peek(mine.ref)
-        if isinstance(stored, Execution) and stored.metadata.uid == mine.metadata.uid:
-            if stored.phase is Phase.REJECTED and not machine.is_tampered:
-                self.fail("I11", f"{run_id} began on {machine}, which had refused it", run_id)
+        is_refused = isinstance(stored, Execution) and stored.phase is Phase.REJECTED
+        is_same = stored is not None and stored.metadata.uid == mine.metadata.uid
+        if is_refused and is_same and not machine.is_tampered:
+            self.fail("I11", f"{run_id} began on {machine}, which had refused it", run_id)
         if mine.spec.local_deadline_seconds is not None:
             self._check_alone(machine, mine, run_id)
 
@@ -332,15 +317,15 @@ class Checker:
                 if stored.spec.node != machine.node:
                     continue
                 held = stored.status.report
-                if held is None or merge_report(held, fact.execution) != held:
-                    # Without its long words, a report is still the same.
-                    if held is None or held.step < fact.execution.step:
-                        self.fail(
-                            "I4",
-                            f"{machine} was told that step {fact.execution.step} of {stored.ref} "
-                            f"is stored; it is not: {held}",
-                            fact.name,
-                        )
+                is_whole = held is not None and merge_report(held, fact.execution) == held
+                # Without its long words, a report is still the same.
+                if not is_whole and (held is None or held.step < fact.execution.step):
+                    self.fail(
+                        "I4",
+                        f"{machine} was told that step {fact.execution.step} of {stored.ref} "
+                        f"is stored; it is not: {held}",
+                        fact.name,
+                    )
 
     def blame_workload(self, run_id: str) -> None:
         """A run is made to fail as if it were its own fault."""
@@ -356,6 +341,17 @@ class Checker:
         for controller in manager.controllers.values():
             if controller.outcomes.bugs:
                 self.fail("bug", f"{controller.reconciler.name} raised in {name}", name)
+
+
+def reserved_on(store: TrueStore, node: str) -> list[int]:
+    """What is placed on a node and has not ended, summed up."""
+    total = [0] * len(amounts_of(Resources()))
+    for thing in store.everything("Execution"):
+        is_here = isinstance(thing, Execution) and thing.spec.node == node
+        if isinstance(thing, Execution) and is_here and not thing.phase.is_final:
+            asked = amounts_of(thing.spec.task.resources)
+            total = [a + b for a, b in zip(total, asked, strict=True)]
+    return total
 
 
 def slot_key(job_uid: str, slot: Slot) -> SlotKey:

@@ -303,4 +303,3 @@ class Machine:
 
     def _watch_acks(self, ledger: WatchedLedger) -> None:
         ledger.on_ack = lambda facts: self.world.checker.acknowledged(self, facts)
-

@@ -21,7 +21,7 @@ _LATENCY = (0.0005, 0.005)
 _DELAY = (0.05, 8.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """See `bacalhau.nats.transport.Message`."""
 
@@ -72,7 +72,7 @@ class Server:
 
     def interested(self, subject: str) -> "list[_Subscription]":
         """Who listens to a subject."""
-        first, _, rest = subject.partition(".")
+        first, _, _rest = subject.partition(".")
         found = []
         for one in self._subscriptions.get(first, ()):
             if one.matches(subject):

@@ -8,6 +8,7 @@ from bacalhau_api.v1.job import Job, JobPhase, JobType
 from bacalhau_api.v1.node import Node
 from bacalhau_controllers.placement.resources import amounts_of, capacity_of
 from bacalhau_controllers.runner.state import Stage, split_workload_id
+from tests.simulation.world.checker import reserved_on
 
 if TYPE_CHECKING:
     from tests.simulation.world.world import World
@@ -145,12 +146,8 @@ def _could_be_placed(world: "World", job: Job) -> str:
             continue
         if any(node.labels.get(c.key) not in c.values for c in job.spec.constraints):
             continue
-        free = list(capacity_of(node))
-        for thing in world.store.everything("Execution"):
-            if isinstance(thing, Execution) and thing.spec.node == node.name:
-                if not thing.phase.is_final:
-                    taken = amounts_of(thing.spec.task.resources)
-                    free = [a - b for a, b in zip(free, taken, strict=True)]
+        taken = reserved_on(world.store, node.name)
+        free = [a - b for a, b in zip(capacity_of(node), taken, strict=True)]
         if all(a <= b for a, b in zip(asked, free, strict=True)):
             return f"waits for a place, and {node.name} has {free} free: {job.status.message}"
     return ""
@@ -158,11 +155,13 @@ def _could_be_placed(world: "World", job: Job) -> str:
 
 def _runs(world: "World") -> list[str]:
     """I5: what runs is what should."""
-    wanted: set[tuple[str, str]] = set()
-    for thing in world.store.everything("Execution"):
-        if isinstance(thing, Execution) and not thing.phase.is_final:
-            if thing.spec.desired is Desired.RUN:
-                wanted.add((thing.spec.node, thing.name))
+    wanted = {
+        (thing.spec.node, thing.name)
+        for thing in world.store.everything("Execution")
+        if isinstance(thing, Execution)
+        and not thing.phase.is_final
+        and thing.spec.desired is Desired.RUN
+    }
     found = []
     for machine in world.machines:
         names = set()

@@ -190,8 +190,7 @@ class StoreClient:
         if self._happens(Fault.WATCH_SKIPS):
             # What changes meanwhile arrives in its newest version only.
             await asyncio.sleep(self._rng.uniform(*_LAG))
-        while self.is_cut_off:
-            await asyncio.sleep(0.5)
+        await self._outage_ends()
         event = await anext(events)
         lag = self._rng.uniform(*_LAG) if self._happens(Fault.WATCH_LAGS) else 0.0005
         await asyncio.sleep(lag)
@@ -199,6 +198,10 @@ class StoreClient:
         if self._happens(Fault.WATCH_BREAKS):
             raise UnavailableError("the watch broke")
         return event
+
+    async def _outage_ends(self) -> None:
+        while self.is_cut_off:  # noqa: ASYNC110 the world sets it at random
+            await asyncio.sleep(0.5)
 
     async def _travel(self) -> None:
         check_alive()

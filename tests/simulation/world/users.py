@@ -203,7 +203,7 @@ class Users:
             params["exitCode"] = rng.randint(1, 3)
         if not kind.runs_to_completion and rng.random() < 0.7:
             params["seconds"] = "for ever"
-        inputs = ()
+        inputs: tuple[InputSource, ...] = ()
         if rng.random() < 0.3:
             source = SpecConfig(type="fake", params={"path": "/data"})
             inputs = (InputSource(source=source, target="/in/0"),)
@@ -218,7 +218,7 @@ class Users:
                 total_timeout=0,
             ),
         )
-        constraints = ()
+        constraints: tuple[Constraint, ...] = ()
         if rng.random() < 0.2:
             constraints = (Constraint(key="zone", operator="=", values=("a",)),)
         return JobSpec(
@@ -323,7 +323,9 @@ def can_fail(spec: JobSpec) -> bool:
 def is_restless(spec: JobSpec) -> bool:
     """Whether a job goes on ending and beginning for ever, by its nature."""
     params = spec.task.engine.params
-    is_finite = isinstance(params.get("seconds"), int | float) or spec.task.timeouts.execution_timeout
+    is_finite = (
+        isinstance(params.get("seconds"), int | float) or spec.task.timeouts.execution_timeout
+    )
     if spec.type.runs_to_completion or not is_finite:
         return False
     return spec.restart.policy == "always" or bool(

@@ -9,10 +9,11 @@ needed to look into it and to run it again.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.v1.job import Resources
@@ -210,8 +211,10 @@ class World:
     def _begin(self) -> None:
         for name in self.node_names:
             self._do(self.users.enrol(name))
-        for one in (*self.orchestrators, *self.machines):
-            self.later(self.rng.uniform(0, 2), one.start)
+        for orchestrator in self.orchestrators:
+            self.later(self.rng.uniform(0, 2), orchestrator.start)
+        for machine in self.machines:
+            self.later(self.rng.uniform(0, 2), machine.start)
         self._chaos = self.loop.create_task(self.chaos.run(), name="chaos", context=self.context)
         self._demand = self.loop.create_task(self._work(), name="users", context=self.context)
 
@@ -283,15 +286,17 @@ class World:
         if self.violation is not None:
             raise self._failure(self.violation)
 
-    def _do(self, work: object) -> None:
-        task = self.loop.create_task(work, context=self.context)  # type: ignore[arg-type]
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work, context=self.context)
         self.loop.run_until(task.done)
         task.result()
 
     def _end(self) -> None:
         """Let everybody go, without a word."""
-        for one in (*self.orchestrators, *self.machines):
-            one.kill()
+        for orchestrator in self.orchestrators:
+            orchestrator.kill()
+        for machine in self.machines:
+            machine.kill()
         self.loop.run_until_idle()
         self.loop.errors.clear()
 

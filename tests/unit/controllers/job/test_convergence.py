@@ -167,8 +167,11 @@ class Walk:
         if node is None or node.name not in self.w.silent:
             return
         self.w.hear(node.name)
-        for execution in self.w.executions(node=node.name):
-            if not execution.phase.is_final and self.rng.random() < 0.5:
+        for known in self.w.executions(node=node.name):
+            execution = self.w.find(known.ref)  # the last report may have changed it
+            if not isinstance(execution, Execution) or execution.phase.is_final:
+                continue
+            if self.rng.random() < 0.5:
                 self.w.report(execution, report_of(execution, Phase.SUCCEEDED, exit_code=0))
 
     def cordon(self) -> None:
@@ -197,6 +200,7 @@ class Walk:
             self.w.hear(name)
             self.w.change_node(name, unschedulable=False, drain=False)
             self.w.enlarge(name, cpu=9000)
+            self.w.put(self.w.node(name).with_meta(labels={"zone": "x"}))
         for job in [j for j in self.w.bench.cache.list("Job") if isinstance(j, Job)]:
             if job.spec.suspend and not job.is_deleting:
                 self.w.edit(job.name, suspend=False)

@@ -227,6 +227,18 @@ def test_rejected_everywhere_is_queued_and_not_limbo(w: World) -> None:
     assert w.job("j").status.phase is JobPhase.COMPLETED
 
 
+def test_more_refusals_than_attempts_are_kept_do_not_start_over(w: World) -> None:
+    with_nodes(w, *(f"n{i}" for i in range(9)))
+    w.default = reject
+    w.submit("j", make_spec())
+    w.settle(seconds=120)
+    assert w.job("j").status.phase is JobPhase.QUEUED
+    assert max(e.spec.attempt for e in w.executions("j")) == 8, "a node was asked twice"
+    findings = {f.rule: f for f in w.reconciler.explain(w.job("j"), w.node("n3"))}
+    assert not findings["Refused"].is_ok
+    assert findings["Cpu"].is_ok
+
+
 # -- waiting for capacity ------------------------------------------------------------------------
 
 

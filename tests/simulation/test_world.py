@@ -1,0 +1,66 @@
+"""A sample of the simulated world in every test run; long runs are `python -m tests.simulation`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.campaign import judge
+from tests.simulation.world import Fault, Faults, World
+
+SAMPLE = range(40)
+REPEATED = range(1000, 1020)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("seed", SAMPLE)
+def test_invariants_hold(seed: int) -> None:
+    verdict = judge(seed, None)
+    assert not verdict.words, verdict.words
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_world_without_faults_settles_soon(seed: int) -> None:
+    outcome = World(seed, Faults.none()).run()
+    assert outcome.settled_after < 60
+    assert outcome.runs > 0
+
+
+def test_same_seed_same_trace() -> None:
+    """In this process and in another one, whose strings hash differently."""
+    code = (
+        "from tests.simulation.campaign import judge\n"
+        f"print(*(judge(seed, None).digest for seed in range({REPEATED.start}, {REPEATED.stop})))"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "api"), str(ROOT / "controllers")])
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=110,
+    )
+    assert there.stdout.split() == [judge(seed, None).digest for seed in REPEATED]
+
+
+def test_a_failure_says_how_to_run_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "tests.simulation.world.world.unsettled", lambda world: ["nothing is right"]
+    )
+    monkeypatch.setattr("tests.simulation.world.world.REST_SECONDS_MAX", 90.0)
+    words = judge(5, "net-loss=0.02,crash-node").words
+    assert "I9: no rest; nothing is right" in words
+    assert "--seed 5 --faults 'crash-node=2,net-loss=0.02'" in words
+
+
+def test_faults_are_switched_by_name() -> None:
+    faults = Faults.parse("all,-clone-node,net-loss=0.5")
+    assert faults.rate(Fault.CLONE_NODE) == 0
+    assert faults.rate(Fault.NET_LOSS) == 0.5
+    assert faults.rate(Fault.PARTITION) > 0
+    assert Faults.parse(str(faults)) == faults
+    with pytest.raises(ValueError, match="nonsense"):
+        Faults.parse("nonsense")
