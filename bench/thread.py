@@ -34,6 +34,7 @@ from bacalhau_api.meta import ObjectMeta
 from bacalhau_api.v1.job import (
     InputSource,
     Job,
+    JobPhase,
     JobSpec,
     JobType,
     Resources,
@@ -58,7 +59,9 @@ l = w.Linker(e); l.define_wasi(); l.instantiate(s, m).exports(s)['_start'](s)
 def job(name: str, engine: SpecConfig, inputs: tuple[InputSource, ...] = ()) -> Job:
     """A batch job of one execution that reserves little, so that capacity is not what counts."""
     task = Task(
-        engine=engine, input_sources=inputs, resources=Resources(cpu_millis=1, memory_bytes=8 << 20)
+        engine=engine,
+        input_sources=inputs,
+        resources=Resources(cpu_millis=1, memory_bytes=64 << 20),
     )
     return Job(metadata=ObjectMeta(name=name), spec=JobSpec(type=JobType.BATCH, tasks=(task,)))
 
@@ -103,21 +106,37 @@ async def result_ms(client: AsyncClient, one: Job) -> float:
 
     async def through() -> None:
         await client.apply(one)
-        await client.wait(one.name, timeout_seconds=60)
+        waited = await client.wait(one.name, timeout_seconds=60)
+        if waited.job.status.phase is not JobPhase.COMPLETED:
+            raise AssertionError(f"{one.name}: {waited.job.status.message}")
 
     return await timed(through())
 
 
 async def rate(client: AsyncClient, prefix: str, under_way: int, count: int) -> float:
-    """Jobs a second, submit to result, with so many under way."""
+    """Jobs a second, submit to result. At most `under_way` are submitted and not yet ended; one
+    watch tells of all ends, so that the measuring client costs little."""
     gate = asyncio.Semaphore(under_way)
-
-    async def one(number: int) -> None:
-        async with gate:
-            await result_ms(client, noop(f"{prefix}-{number}"))
-
+    names = {f"{prefix}-{number}" for number in range(count)}
     start = time.perf_counter()
-    await asyncio.gather(*(one(n) for n in range(count)))
+
+    async def see_ends() -> None:
+        waiting = set(names)
+        async with contextlib.aclosing(client.watch(Job)) as updates:
+            async for update in updates:
+                one = update.item
+                if one is not None and one.name in waiting and one.status.phase.is_final:
+                    assert one.status.phase is JobPhase.COMPLETED, one.status.message
+                    waiting.discard(one.name)
+                    gate.release()
+                    if not waiting:
+                        return
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(see_ends())
+        for name in sorted(names):
+            await gate.acquire()
+            tasks.create_task(client.apply(noop(name)))
     return count / (time.perf_counter() - start)
 
 
@@ -170,7 +189,9 @@ async def main(rounds: int) -> None:
             for number in range(rounds):
                 for n in range(10):
                     puts.append(await timed(stream.publish(f"raw.{number}.{n}", payload)))
-                    acks.append(await timed(client.apply(noop(f"ack-{number}-{n}"))))
+                    one = noop(f"ack-{number}-{n}")
+                    acks.append(await timed(client.apply(one)))
+                    await client.wait(one.name, timeout_seconds=60)
                 for n in range(5):
                     noops.append(await result_ms(client, noop(f"noop-{number}-{n}")))
                     wasms.append(await result_ms(client, wasm(f"wasm-{number}-{n}")))

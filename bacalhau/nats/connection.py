@@ -11,7 +11,6 @@ import logging
 import random
 import secrets
 import ssl
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -339,20 +338,18 @@ class Connection:
         pause = _DIAL_PAUSE_MIN
         try:
             while True:
-                started = time.monotonic()
                 try:
                     self._dialled.clear()
                     try:
                         await self._dial()
                     finally:
                         self._dialled.set()
+                    pause = _DIAL_PAUSE_MIN
                     await self._lost.wait()
                 except (NatsError, OSError, TimeoutError, TransientError, InvalidError) as error:
                     self._last_error = error
                 finally:
                     await self._hang_up()
-                if time.monotonic() - started > _DIAL_PAUSE_MAX:
-                    pause = _DIAL_PAUSE_MIN
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _DIAL_PAUSE_MAX)
         finally:

@@ -19,6 +19,12 @@ START_SECONDS = 30.0
 BACALHAU = (sys.executable, "-m", "bacalhau")
 
 
+def environment() -> dict[str, str]:
+    """What the processes get. Like those of users, they may keep compiled modules: without them
+    each start compiles the whole program anew."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
 class ClusterError(Exception):
     """A process did not do what was asked of it; the message holds the end of its log."""
 
@@ -48,6 +54,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=environment(),
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_SECONDS
@@ -136,7 +143,7 @@ class Cluster:
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={**os.environ, "BACALHAU_SERVER": self.server},
+            env={**environment(), "BACALHAU_SERVER": self.server},
         )
         if check and done.returncode != 0:
             raise ClusterError(

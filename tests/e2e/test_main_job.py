@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.cluster import left_over
+from tests.e2e.cluster import environment, left_over
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "examples" / "hurricanes"
 
@@ -19,7 +19,7 @@ def test_the_main_job_from_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=110,
-        env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
+        env={**environment(), "PATH": f"{scripts}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}

@@ -22,6 +22,7 @@ from bacalhau_controllers.job.placing import CAPACITY, request_of
 from bacalhau_controllers.job.plan import Inputs, plan
 from bacalhau_controllers.job.queue import WaitQueue, rank_of
 from bacalhau_controllers.job.settings import JobSettings
+from bacalhau_controllers.lookup import ask_store
 from bacalhau_controllers.placement import Key, NodeTable, RuleFinding, evaluate
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Why
@@ -90,7 +91,7 @@ class JobReconciler:
 
     async def reconcile(self, ref: Ref) -> Result:
         """Plan one job and commit the plan."""
-        self._settle_doubt(ref)
+        await self._settle_doubt(ref)
         job = self._state.cache.get(ref)
         if not isinstance(job, Job):  # deleted since it was queued
             self._leave_queue(ref)
@@ -147,18 +148,27 @@ class JobReconciler:
         self._in_doubt[job.ref] = tuple((e.metadata.namespace, e.name) for e in todo.create)
         try:
             await self._state.commit(writes, Why(_ACTOR, todo.reason, todo.message))
-        except ConflictError:  # nothing was written
-            self._settle_doubt(job.ref)
+        except ConflictError:  # nothing was written now, but perhaps by an earlier try
+            await self._settle_doubt(job.ref)
             raise
         del self._in_doubt[job.ref]
         _log(job, todo)
 
-    def _settle_doubt(self, ref: Ref) -> None:
-        """Give back places whose executions were not stored after all."""
-        for key in self._in_doubt.pop(ref, ()):
-            if self._state.cache.get(Ref("Execution", *key)) is None:
+    async def _settle_doubt(self, ref: Ref) -> None:
+        """Give back places whose executions were not stored after all.
+
+        The store is asked, since the cache may not have heard yet: a place that is given back
+        while its execution exists is given out twice.
+        """
+        keys = self._in_doubt.get(ref, ())
+        for key in keys:
+            execution = Ref("Execution", *key)
+            is_known = self._state.cache.get(execution) is not None
+            if not is_known and await ask_store(self._state, execution, Execution) is None:
                 self.nodes.release(key)
-        self._wake_waiting()
+        if keys:
+            del self._in_doubt[ref]
+            self._wake_waiting()
 
     def _leave_queue(self, ref: Ref) -> None:
         self._wake_all(self.queue.remove(ref))

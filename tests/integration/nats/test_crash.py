@@ -13,7 +13,7 @@ from bacalhau.store.jetstream import JetStreamStore
 from bacalhau_api.errors import ConflictError, OutcomeUnknownError, UnavailableError
 from bacalhau_api.meta import Ref
 from bacalhau_controllers.store import Delete, Put, Write
-from tests.support.nats import crash, open_store, running_server
+from tests.support.nats import crash, eventually, open_store, running_server
 from tests.support.stores import WHY, node
 
 KILLS = 4
@@ -61,6 +61,12 @@ class Load:
             at = [item.metadata.resource_version if item else 0 for item in stored]
             self.acked.update(zip(refs, at, strict=True))
 
+    async def progress(self) -> None:
+        """Return a moment after some more commits were acknowledged."""
+        wanted = self.commits + 10
+        await eventually(lambda: self.commits >= wanted, "progress")
+        await asyncio.sleep(self.rng.uniform(0, 0.05))
+
     async def _revision(self, ref: Ref) -> int:
         while True:
             try:
@@ -81,11 +87,10 @@ async def test_nothing_acknowledged_is_lost(server: EmbeddedNats, seed: int) -> 
                 tasks.create_task(load.write(f"pair{i}", 2))
             tasks.create_task(load.write("many", 60))
             for _ in range(KILLS):
-                await asyncio.sleep(load.rng.uniform(0.2, 0.5))
+                await load.progress()
                 await crash(server)
-            await asyncio.sleep(0.8)
+            await load.progress()
             load.is_over = True
-        assert load.commits > 50
         await check(store, load)
     assert server.restarts == KILLS
 
@@ -114,8 +119,8 @@ async def test_a_lone_writer_alone(server: EmbeddedNats) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(load.write("lone", 1))
             for _ in range(6):
-                await asyncio.sleep(load.rng.uniform(0.1, 0.3))
+                await load.progress()
                 await crash(server)
-            await asyncio.sleep(0.8)
+            await load.progress()
             load.is_over = True
         await check(store, load)

@@ -19,6 +19,7 @@ from bacalhau.nats.server import EmbeddedNats, NatsSettings
 from bacalhau_api.errors import TerminalError, UnavailableError
 from tests.support.nats import (
     WAIT_SECONDS,
+    crash,
     eventually,
     open_connection,
     open_store,
@@ -204,6 +205,9 @@ async def test_it_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
             assert supervisor is not None
             supervisor.cancel()
             await asyncio.gather(supervisor, return_exceptions=True)
+            http = server[0]._http
+            assert http is not None
+            await http.aclose()
 
         asyncio.run(begin())
 

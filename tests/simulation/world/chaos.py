@@ -139,6 +139,8 @@ class Chaos:
         match self._rng.randrange(3):
             case 0:
                 machine.engine.lose(run_id)
+                # Nobody can tell a run that was removed by hand from one that never began.
+                machine.engine.started.pop(run_id)
             case 1:
                 machine.engine.vanish(run_id)
             case _:

@@ -119,7 +119,10 @@ def _unsettled_job(world: "World", job: Job) -> str:
         and e.phase is Phase.RUNNING
         and e.spec.desired is Desired.RUN
     )
-    if job.spec.type is JobType.SERVICE and running + slots.succeeded < job.spec.count:
+    if (
+        job.spec.type is JobType.SERVICE
+        and running + slots.succeeded + slots.failed < job.spec.count
+    ):
         return f"{running} of {job.spec.count} run; waits for {waiting.what}: {waiting.message}"
     if slots.running != running:
         return f"says that {slots.running} run; {running} do"

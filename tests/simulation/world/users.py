@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bacalhau_api.admission import stop
 from bacalhau_api.errors import BacalhauError, TransientError
 from bacalhau_api.meta import ObjectMeta, Ref, Resource
+from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import (
     Constraint,
     DisconnectPolicy,
@@ -100,9 +101,18 @@ class Users:
             if self._world.store.peek(Ref("Node", "", name)) is None:
                 await self.enrol(name)
         for job in self._world.store.everything("Job"):
-            if isinstance(job, Job) and is_restless(job.spec):
+            if isinstance(job, Job) and self._goes_on_for_ever(job):
                 self._forgive(job)
                 await self._insist(job.ref, _stopped)
+
+    def _goes_on_for_ever(self, job: Job) -> bool:
+        """Also if only what is left of an earlier generation does."""
+        left = [
+            job.spec.but(tasks=(e.spec.task,), restart=e.spec.restart)
+            for e in self._world.store.everything("Execution")
+            if isinstance(e, Execution) and e.spec.job_uid == job.metadata.uid and not e.is_final
+        ]
+        return any(is_restless(spec) for spec in (job.spec, *left))
 
     async def enrol(self, name: str, membership: Membership = Membership.APPROVED) -> None:
         """A machine becomes a node."""

@@ -49,13 +49,16 @@ NODES = ("a", "b", "c", "gone")
 ROUNDS_MAX = 12
 
 
-@dataclass
+@dataclass(repr=False)
 class Objects:
     """All objects of a world, as a store would hold them."""
 
     job: Job | None
     objects: dict[Ref, Resource] = field(default_factory=dict)
     version: int = 100
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [o for o in self.objects.values() if isinstance(o, kind)]
@@ -302,7 +305,8 @@ def _check_alone(job: Job, new: Execution, world: Objects) -> None:
 
 def in_short(world: Objects) -> str:
     """A world for people."""
-    assert world.job is not None
+    if world.job is None:
+        return "no job"
     spec, meta = world.job.spec, world.job.metadata
     lines = [
         f"{spec.type} x{spec.count} generation {meta.generation} stop {spec.stop_generation}",
@@ -368,9 +372,8 @@ def test_one_plan_is_enough(drawn: tuple[Objects, datetime, JobSettings]) -> Non
             assert not world.of(Execution), "executions outlived their job"
             event("deleted")
             return
-        # What became too old through this plan is deleted by the next.
-        is_pruned = todo.delete and not (todo.create or todo.update or todo.accept or todo.job)
-        if todo.requeue_after == 0 or is_pruned:
+        # What became too old through this plan is deleted by the next, and frees its room.
+        if todo.requeue_after == 0 or todo.delete:
             continue
         again = plan(inputs_of(world, table, now, tuned))
         assert not again.create

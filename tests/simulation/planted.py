@@ -1,0 +1,437 @@
+"""Tests the tester: bugs that are planted on purpose, each of which the world must find.
+
+Every one is a mistake that somebody could make, or made elsewhere. `python -m
+tests.simulation.planted` shows for each how many seeds it takes until an invariant breaks.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from bacalhau_api.errors import BacalhauError, ConflictError, TransientError
+from bacalhau_api.meta import Contact, Resource
+from bacalhau_api.v1.execution import Execution, Report
+from bacalhau_controllers.cache import Cache
+from bacalhau_controllers.controller import Controller
+from bacalhau_controllers.execution import plan as execution_plan
+from bacalhau_controllers.execution import reconciler as execution_reconciler
+from bacalhau_controllers.gateway import Gateway
+from bacalhau_controllers.inbox import FactInbox, Offer
+from bacalhau_controllers.job import look as job_look
+from bacalhau_controllers.job import retry as job_retry
+from bacalhau_controllers.job.draft import Draft
+from bacalhau_controllers.job.look import Sight
+from bacalhau_controllers.job.owned import SlotView
+from bacalhau_controllers.placement import NodeTable
+from bacalhau_controllers.retention.plan import RetentionSettings
+from bacalhau_controllers.runner import agent as runner_agent
+from bacalhau_controllers.runner import assign, machine, transitions
+from bacalhau_controllers.runner.agent import Agent
+from bacalhau_controllers.runner.commit import GroupCommit
+from bacalhau_controllers.runner.ports import Observation, RunPhase
+from bacalhau_controllers.runner.state import Instant, Stage, new_state
+from bacalhau_controllers.runner.upkeep import Upkeep
+from bacalhau_controllers.state import State
+from bacalhau_controllers.store import Why, Write
+from bacalhau_controllers.workqueue import WorkQueue
+from tests.simulation.world import Faults, World
+from tests.simulation.world.world import Failure
+
+SEEDS_MAX = 1000
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """One bug. `faults` are those that bring it to light, in the words of `Faults.parse`."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    faults: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How a bug came to light; `seeds` were needed. `invariant` is empty if it did not."""
+
+    seeds: int
+    invariant: str = ""
+    words: str = ""
+
+
+def hunt(bug: Planted, seeds_max: int = SEEDS_MAX) -> Found:
+    """Run seed after seed with the bug planted, until something is noticed."""
+    for seed in range(seeds_max):
+        with Patch.context() as patch:
+            bug.plant(patch)
+            faults = None if bug.faults is None else Faults.parse(bug.faults)
+            try:
+                World(seed, faults, fault_seconds=120.0).run()
+            except Failure as failure:
+                return Found(seed + 1, failure.invariant, str(failure).splitlines()[1])
+    return Found(seeds_max)
+
+
+# -- facts and their way ---------------------------------------------------------------------------
+
+
+def _acknowledge_before_storing(patch: Patch) -> None:
+    offer = FactInbox.offer
+
+    async def early(self: FactInbox, *args: Any) -> None:
+        async def store() -> None:
+            with suppress(BacalhauError):
+                await offer(self, *args)
+
+        tasks = self.__dict__.setdefault("_early", set())
+        task = asyncio.create_task(store())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        await asyncio.sleep(0)
+
+    patch.setattr(FactInbox, "offer", early)
+
+
+def _take_failed_facts_for_stored(patch: Patch) -> None:
+    def fail(self: FactInbox, offers: Sequence[Offer], error: TransientError) -> None:
+        self.settle(offers)
+
+    patch.setattr(FactInbox, "fail", fail)
+
+
+def _acknowledge_the_whole_batch(patch: Patch) -> None:
+    facts = Gateway.facts
+
+    async def all_of_it(self: Gateway, batch: Any) -> Any:
+        ack = await facts(self, batch)
+        return ack.but(seq=batch.facts[-1].seq) if hasattr(ack, "seq") else ack
+
+    patch.setattr(Gateway, "facts", all_of_it)
+
+
+def _lose_the_outbox(patch: Patch) -> None:
+    recover = Agent._recover
+
+    async def forgetful(self: Agent) -> None:
+        self.site.book.facts.clear()
+        await recover(self)
+
+    patch.setattr(Agent, "_recover", forgetful)
+
+
+def _newest_report_wins(patch: Patch) -> None:
+    def newest(old: Report | None, new: Report) -> Report:
+        return new
+
+    patch.setattr(execution_plan, "merge_report", newest)
+
+
+def _lost_pushes_are_ignored(patch: Patch) -> None:
+    async def send(self: Gateway, session: Any) -> None:
+        while True:
+            await session.wake.wait()
+            session.wake.clear()
+            while session.dirty:
+                changes = self._take(session)
+                try:
+                    await self._transport.push(changes, 10.0)
+                except BacalhauError:
+                    session.number -= 1
+
+    patch.setattr(Gateway, "_send", send)
+
+
+# -- writes ----------------------------------------------------------------------------------------
+
+
+def _swallow_conflicts(patch: Patch) -> None:
+    commit = State.commit
+
+    async def careless(self: State, writes: Sequence[Write], why: Why) -> Any:
+        try:
+            return await commit(self, writes, why)
+        except ConflictError:
+            return tuple(None for _ in writes)
+
+    patch.setattr(State, "commit", careless)
+
+
+def _write_without_fence(patch: Patch) -> None:
+    async def unfenced(self: State, writes: Sequence[Write], why: Why) -> Any:
+        return await self.store.commit(writes, why)
+
+    patch.setattr(State, "commit", unfenced)
+
+
+def _keep_finished_jobs_for_no_time(patch: Patch) -> None:
+    patch.setattr(RetentionSettings.__init__, "__defaults__", (5.0, 10_000, 200))
+
+
+# -- jobs ------------------------------------------------------------------------------------------
+
+
+def _unknown_is_gone(patch: Patch) -> None:
+    def gone(self: Sight, execution: Execution) -> bool:
+        return execution.status.contact is not Contact.REACHABLE
+
+    patch.setattr(Sight, "is_gone", gone)
+
+
+def _ignore_acceptance(patch: Patch) -> None:
+    look = job_look.look
+
+    def forgetful(view: SlotView, sight: Sight) -> Any:
+        return look(SlotView(view.slot, view.attempts), sight)
+
+    for module in ("work", "rollout", "cleanup"):
+        patch.setattr(f"bacalhau_controllers.job.{module}.look", forgetful)
+
+
+def _forget_reservations(patch: Patch) -> None:
+    patch.setattr(NodeTable, "reserve", lambda self, key, reservation: None)
+
+
+def _release_lost_reservations(patch: Patch) -> None:
+    apply = NodeTable._apply_execution
+
+    def eager(self: NodeTable, old: Resource | None, new: Resource | None, now: float) -> None:
+        is_silent = isinstance(new, Execution) and new.status.contact is not Contact.REACHABLE
+        apply(self, old, None if is_silent and old is not None else new, now)
+
+    patch.setattr(NodeTable, "_apply_execution", eager)
+
+
+def _charge_system_faults(patch: Patch) -> None:
+    end_of = job_retry.end_of
+
+    def unfair(execution: Execution, retry: Any) -> Any:
+        end = end_of(execution, retry)
+        return job_retry.End.FAILED if end is job_retry.End.FAULT else end
+
+    patch.setattr(job_retry, "end_of", unfair)
+    patch.setattr(job_look, "end_of", unfair)
+
+
+def _publish_without_accepting(patch: Patch) -> None:
+    take = Draft.take_result
+
+    def hasty(self: Draft, execution: Execution, *, publishes: bool) -> bool:
+        taken = take(self, execution, publishes=publishes)
+        if self.publish:
+            self.accept.clear()
+        return taken
+
+    patch.setattr(Draft, "take_result", hasty)
+
+
+def _losers_run_on(patch: Patch) -> None:
+    stop = Draft.stop
+
+    def lenient(
+        self: Draft, execution: Execution, reason: str, *, superseded: bool = False
+    ) -> None:
+        if not superseded:
+            stop(self, execution, reason)
+
+    patch.setattr(Draft, "stop", lenient)
+
+
+def _wait_for_nothing(patch: Patch) -> None:
+    patch.setattr(Draft, "waiting", lambda self, *, since: None)
+
+
+def _forget_timers_and_sweeps(patch: Patch) -> None:
+    async def never(self: Controller) -> None:
+        await asyncio.Event().wait()
+
+    patch.setattr(WorkQueue, "add_after", lambda self, ref, seconds: True)
+    patch.setattr(Controller, "sweep", never)
+
+
+def _believe_old_news(patch: Patch) -> None:
+    def credulous(self: Cache, event: Any) -> None:
+        """Learns nothing of its own writes, and forgets removals at once."""
+
+    removed = Cache._remove
+
+    def forgetful(self: Cache, ref: Any, revision: int) -> None:
+        removed(self, ref, revision)
+        self._removals.clear()
+
+    patch.setattr(Cache, "learn", credulous)
+    patch.setattr(Cache, "_remove", forgetful)
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+def _replace_too_soon(patch: Patch) -> None:
+    patch.setattr(execution_plan, "LOCAL_STOP_MARGIN_SECONDS", -14.0)
+
+
+def _go_on_when_cut_off(patch: Patch) -> None:
+    patch.setattr(Upkeep, "check_cut_off", lambda self: 1.0)
+
+
+def _compare_wall_clocks(patch: Patch) -> None:
+    def elapsed(self: Instant, now: Instant) -> float | None:
+        return (now.wall - self.wall).total_seconds()
+
+    patch.setattr(Instant, "elapsed", elapsed)
+
+
+def _removed_node_is_lost_at_once(patch: Patch) -> None:
+    plan = execution_plan.plan
+
+    def hasty(execution: Execution, reports: Any, view: Any, now: Any) -> Any:
+        todo = plan(execution, reports, view, now)
+        if todo.status.contact is Contact.UNKNOWN:
+            lost = todo.status.but(contact=Contact.LOST, waiting=None)
+            return type(todo)(lost, todo.is_orphan, todo.delete, todo.stop, todo.requeue_after)
+        return todo
+
+    patch.setattr(execution_reconciler, "plan", hasty)
+
+
+# -- the node --------------------------------------------------------------------------------------
+
+
+def _start_before_writing_it_down(patch: Patch) -> None:
+    patch.setattr(machine, "_INTENTS", frozenset({Stage.DONE}))
+
+
+def _answer_before_the_disk_has_it(patch: Patch) -> None:
+    commit = GroupCommit.commit
+
+    async def early(self: GroupCommit, entries: Any) -> None:
+        self.book.apply([e for e in entries if type(e).__name__ != "PutFact"])
+        tasks = self.__dict__.setdefault("_early", set())
+        task = asyncio.create_task(commit(self, entries))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        await asyncio.sleep(0)
+
+    patch.setattr(GroupCommit, "commit", early)
+
+
+def _reuse_run_numbers(patch: Patch) -> None:
+    def again(case: Any, state: Any, event: object = None) -> Any:
+        run = max(state.run, 1)
+        return transitions._enter(
+            case, state, Stage.STARTING, run=run, must_look=False, run_since=None
+        )
+
+    patch.setattr(transitions, "_start_next", again)
+
+
+def _keep_what_nobody_wants(patch: Patch) -> None:
+    for key, handler in list(machine.TRANSITIONS.items()):
+        if handler is transitions.unassigned:
+            patch.setitem(machine.TRANSITIONS, key, lambda case, state, event: state)
+
+
+def _never_look_at_the_engine(patch: Patch) -> None:
+    async def blind(self: Agent, uid: str) -> Observation | None:
+        return Observation(RunPhase.ABSENT)
+
+    patch.setattr(Agent, "_look", blind)
+
+
+def _run_again_after_a_lost_ledger(patch: Patch) -> None:
+    def fresh(execution: Execution, incarnation: str, now: Instant) -> Any:
+        return new_state(incarnation, now)
+
+    patch.setattr(assign, "lost_state", fresh)
+
+
+def _ignore_stops(patch: Patch) -> None:
+    for key, handler in list(machine.TRANSITIONS.items()):
+        if handler is transitions.stop_requested and key[0] is Stage.RUNNING:
+            patch.delitem(machine.TRANSITIONS, key)
+
+
+def _a_vanished_run_has_succeeded(patch: Patch) -> None:
+    interrupted = transitions._interrupted
+
+    def hopeful(case: Any, state: Any, seen: Observation) -> Any:
+        if case.is_long_running:
+            return interrupted(case, state, seen)
+        return state
+
+    patch.setattr(transitions, "_interrupted", hopeful)
+
+
+def _answer_any_session(patch: Patch) -> None:
+    patch.setattr(Gateway, "_refusal", lambda self, hello: None)
+    patch.setattr(runner_agent, "_known", runner_agent._known)
+
+
+BUGS: tuple[Planted, ...] = (
+    Planted("acknowledge-before-storing", _acknowledge_before_storing, "store-refuses"),
+    Planted("take-failed-facts-for-stored", _take_failed_facts_for_stored, "crash-orchestrator=6,"
+            "lease-fails=0.5,store-outage=3"),
+    Planted("acknowledge-the-whole-batch", _acknowledge_the_whole_batch, "store-outage=3,"
+            "lease-fails=0.5,store-slow=0.3"),
+    Planted("lose-the-outbox", _lose_the_outbox, "crash-node=10,partition=5"),
+    Planted("newest-report-wins", _newest_report_wins),
+    Planted("lost-pushes-are-ignored", _lost_pushes_are_ignored, "net-loss=0.2"),
+    Planted("swallow-conflicts", _swallow_conflicts),
+    Planted("write-without-fence", _write_without_fence),
+    Planted("keep-finished-jobs-for-no-time", _keep_finished_jobs_for_no_time),
+    Planted("unknown-is-gone", _unknown_is_gone, "partition=6"),
+    Planted("ignore-acceptance", _ignore_acceptance),
+    Planted("forget-reservations", _forget_reservations),
+    Planted("release-lost-reservations", _release_lost_reservations, "partition=6,node-off=3"),
+    Planted("charge-system-faults", _charge_system_faults, "engine-loses-run=10,reboot-node=5,"
+            "wipe-node=3"),
+    Planted("publish-without-accepting", _publish_without_accepting),
+    Planted("losers-run-on", _losers_run_on, "partition=6"),
+    Planted("wait-for-nothing", _wait_for_nothing),
+    Planted("forget-timers-and-sweeps", _forget_timers_and_sweeps),
+    Planted("believe-old-news", _believe_old_news),
+    Planted("replace-too-soon", _replace_too_soon, "partition=6"),
+    Planted("go-on-when-cut-off", _go_on_when_cut_off, "partition=6"),
+    Planted("compare-wall-clocks", _compare_wall_clocks, "clock-step=6,partition=6"),
+    Planted("unknown-is-lost", _removed_node_is_lost_at_once, "partition=6"),
+    Planted("start-before-writing-it-down", _start_before_writing_it_down),
+    Planted("answer-before-the-disk-has-it", _answer_before_the_disk_has_it, "crash-node=6,"
+            "crash-at-ledger=0.05"),
+    Planted("reuse-run-numbers", _reuse_run_numbers),
+    Planted("keep-what-nobody-wants", _keep_what_nobody_wants),
+    Planted("never-look-at-the-engine", _never_look_at_the_engine, "crash-node=6"),
+    Planted("run-again-after-a-lost-ledger", _run_again_after_a_lost_ledger, "wipe-node=6"),
+    Planted("ignore-stops", _ignore_stops),
+    Planted("vanished-runs-go-on", _a_vanished_run_has_succeeded, "engine-loses-run=6"),
+    Planted("answer-any-node", _answer_any_session, "operator=6"),
+)  # fmt: skip
+
+
+def main() -> int:
+    """See the module. Exits with 1 if a bug stayed hidden."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.planted", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX)
+    parser.add_argument("names", nargs="*", help="these only")
+    asked = parser.parse_args()
+    hidden = 0
+    for bug in BUGS:
+        if asked.names and bug.name not in asked.names:
+            continue
+        began = time.monotonic()
+        found = hunt(bug, asked.seeds)
+        hidden += not found.invariant
+        took = time.monotonic() - began
+        verdict = found.words if found.invariant else "NOT FOUND"
+        print(f"{bug.name:32} {found.seeds:5} seeds {took:6.1f} s  {verdict[:120]}", flush=True)
+    return 1 if hidden else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
