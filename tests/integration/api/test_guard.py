@@ -173,7 +173,8 @@ def test_too_many_requests_at_once(
 ) -> None:
     server.put(stored_job())
     with http.stream("GET", JOBS, params={"watch": "true"}) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # held: when it is collected, the answer is closed
+        next(lines)
         guard = server.app.middleware_stack
         while not hasattr(guard, "_requests_max"):
             guard = guard.app  # type: ignore[union-attr]
