@@ -223,15 +223,15 @@ class Cache:
         self._synced.set()
 
     def _reindex(self, ref: Ref, old: Resource | None, new: Resource | None) -> None:
-        before = index_keys(old) if old is not None else set[tuple[str, ...]]()
-        after = index_keys(new) if new is not None else set[tuple[str, ...]]()
-        for key in before - after:
-            group = self._index[key]
-            del group[ref]
-            if not group:
-                del self._index[key]
+        keys = index_keys(new) if new is not None else []
+        if old is not None:
+            for key in set(index_keys(old)).difference(keys):
+                group = self._index[key]
+                del group[ref]
+                if not group:
+                    del self._index[key]
         if new is not None:
-            for key in after:
+            for key in keys:
                 self._index.setdefault(key, {})[ref] = new
         if (old is None) != (new is None):
             self._resort(ref, is_added=new is not None)
@@ -260,20 +260,20 @@ class Cache:
                 )
 
 
-def index_keys(resource: Resource) -> set[tuple[str, ...]]:
+def index_keys(resource: Resource) -> list[tuple[str, ...]]:
     """Under which keys an object is found: by namespace, owners, node, phase, labels."""
     kind, meta = resource.kind, resource.metadata
-    keys: set[tuple[str, ...]] = {("namespace", kind, resource.ref.namespace)}
-    keys.update(("owner", kind, owner.uid) for owner in meta.owner_references)
+    keys: list[tuple[str, ...]] = [("namespace", kind, resource.ref.namespace)]
+    keys.extend(("owner", kind, owner.uid) for owner in meta.owner_references)
     node = meta.name if kind == "Node" else getattr(getattr(resource, "spec", None), "node", "")
     if node:
-        keys.add(("node", kind, node))
+        keys.append(("node", kind, node))
     status = getattr(resource, "status", None)
     phase = getattr(status, "phase", None) or getattr(resource, "phase", None)
     if phase is not None:
-        keys.add(("phase", kind, str(phase)))
+        keys.append(("phase", kind, str(phase)))
     labels: dict[str, str] = getattr(resource, "labels", meta.labels)
-    keys.update(("label", kind, key, value) for key, value in labels.items())
+    keys.extend(("label", kind, key, value) for key, value in labels.items())
     return keys
 
 

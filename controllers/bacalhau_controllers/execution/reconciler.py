@@ -102,8 +102,18 @@ class ExecutionReconciler:
         """The node. That it is gone for good has to be certain before anything is called Lost."""
         name = execution.spec.node
         if execution.status.contact is Contact.LOST:
-            return node_named(self._state, name)
-        return await surely_node_named(self._state, name)
+            return self._as_heard(node_named(self._state, name))
+        return self._as_heard(await surely_node_named(self._state, name))
+
+    def _as_heard(self, node: Node | None) -> Node | None:
+        """The node with the ledger that it speaks from now. Its object may not say so yet, and what
+        the new ledger reports is not what the old one has forgotten."""
+        sighting = self._presence.sighting(node.name) if node is not None else None
+        if node is None or sighting is None or sighting.incarnation == node.status.incarnation:
+            return node
+        now = self._clock.now()
+        status = node.status.but(incarnation=sighting.incarnation, connected_since=now)
+        return node.but(status=status)
 
     async def _apply(self, execution: Execution, todo: ExecutionPlan) -> None:
         """One commit, or none if nothing changes."""

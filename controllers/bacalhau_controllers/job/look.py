@@ -184,23 +184,29 @@ def _rivals(
     """Of several attempts that are there, the one that speaks for the slot, and those that lost
     already. Both may go on: then the first accepted result decides."""
     rule, newest = sight.policy.reconcile, there[-1]
+    ends = sight.job.spec.type.runs_to_completion
+    if not ends and any(sight.is_draining(e) for e in there):
+        return _running_rivals(there, sight)  # it moves house; nobody was cut off
     if rule == "keepReplacement":
         return newest, [e for e in active if e.spec.attempt < newest.spec.attempt]
     if len(there) == 1:
         return newest, []
-    staying = [e for e in there if not sight.is_draining(e)] or there
     if rule == "keepOriginal":
-        keep = next((e for e in staying if e.status.contact is Contact.REACHABLE), staying[0])
-        if sight.job.spec.type.runs_to_completion or sight.is_running(keep):
+        keep = next((e for e in there if e.status.contact is Contact.REACHABLE), there[0])
+        if ends or sight.is_running(keep):
             return keep, [e for e in there if e is not keep]
         return keep, []
-    if sight.job.spec.type.runs_to_completion:
-        return newest, []
-    # Services accept no results: who runs first stays, and of two that run the replacement.
-    running = [e for e in reversed(staying) if sight.is_running(e)]
-    if running:
-        return running[0], [e for e in there if e is not running[0]]
-    return newest, []
+    return (newest, []) if ends else _running_rivals(there, sight)
+
+
+def _running_rivals(there: list[Execution], sight: Sight) -> tuple[Execution, list[Execution]]:
+    """A service's results are not accepted, so who runs first stays, and of two that run the
+    newer one; what is on a node that is being drained serves only until another one does."""
+    running = [e for e in reversed(there) if sight.is_running(e)]
+    staying = [e for e in running if not sight.is_draining(e)]
+    if staying:
+        return staying[0], [e for e in there if e is not staying[0]]
+    return (running or there)[0], []
 
 
 def _stopping(execution: Execution) -> Look:

@@ -115,12 +115,21 @@ class Placer:
         """As `place`, but never on a node in `avoid`."""
         if not self._has_room():
             return None
+        if not self.can_move(view, found):
+            return None
+        search = self._open()
+        row = search.best(found.avoid)
+        assert row is not None
+        return self._create(search, view, found, row)
+
+    def can_move(self, view: SlotView, found: Look) -> bool:
+        """Whether there is a place on a node that is not in `avoid`. If not, it is waited for."""
         search = self._open()
         row = None if self._is_exhausted else search.best(found.avoid)
         if row is None or self._nodes.names[row] in found.avoid:
             self._wait(search, view)
-            return None
-        return self._create(search, view, found, row)
+            return False
+        return True
 
     def place_on(self, node: str, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on one node, if it fits there."""

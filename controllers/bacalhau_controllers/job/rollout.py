@@ -69,27 +69,38 @@ def service(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Outcome:
     count = draft.job.spec.count
     tally = Tally(total=count)
     old = _by_key(draft.view.older_active())
-    _scale_down(draft, count, old)
+    _scale_down(draft, sight, count, old)
+    placer = Placer(draft, sight.nodes, held)
     places: list[_Place] = []
     for partition in range(count):
         view = enforced(draft.view.slot(partition), draft, sight)
-        place = _Place(view, look(view, sight), old.get(partition, []))
+        found = look(view, sight)
+        if found.is_moving and sight.policy.action == "stop":
+            found = _stop_before_move(view, found, draft, sight, placer)
+        place = _Place(view, found, old.get(partition, []))
         place.is_needed = tally.settle(view, place.found, draft)
         places.append(place)
-    placer = Placer(draft, sight.nodes, held)
     _wait_until_ready(places, draft, sight)
     unsettled = sum(place.is_unsettled(sight) for place in places)
     left = max(draft.job.spec.update.max_unavailable - unsettled, 0)
     for place in places:
         left -= _advance_service(place, draft, sight, tally, placer, left)
     for place in places:
-        moving = place.found.execution
-        if place.found.is_moving and moving is not None:
-            if sight.policy.action == "stop":  # never two at once: the next follows its end
-                draft.stop(moving, DRAINED)
-            else:
-                placer.try_move(place.view, place.found)
+        if place.found.is_moving:
+            placer.try_move(place.view, place.found)
     return _ended(Outcome(tally, placer), draft)
+
+
+def _stop_before_move(
+    view: SlotView, found: Look, draft: Draft, sight: Sight, placer: Placer
+) -> Look:
+    """Under the policy `stop` there are never two at once: if there is a place elsewhere, what is
+    on a draining node ends first, and the next follows its end."""
+    found.is_moving = False
+    if found.execution is not None and placer.can_move(view, found):
+        draft.stop(found.execution, DRAINED)
+        found = look(draft.seen(view), sight)
+    return found
 
 
 def _wait_until_ready(places: Iterable[_Place], draft: Draft, sight: Sight) -> None:
@@ -102,10 +113,17 @@ def _wait_until_ready(places: Iterable[_Place], draft: Draft, sight: Sight) -> N
                 draft.look_again(at)
 
 
-def _scale_down(draft: Draft, count: int, old: dict[SlotKey, list[Execution]]) -> None:
+def _scale_down(
+    draft: Draft, sight: Sight, count: int, old: dict[SlotKey, list[Execution]]
+) -> None:
+    """Stop what is beyond the count. What ended there counts, like everything that was finished."""
     for view in draft.view.current.open_views():
-        if view.slot.partition >= count:
-            draft.stop_all(view.active, SCALED_DOWN)
+        if view.slot.partition < count:
+            continue
+        draft.stop_all(view.active, SCALED_DOWN)
+        found = look(draft.seen(view), sight)
+        if found.state is Is.DONE and found.execution is not None:
+            draft.take_result(found.execution, publishes=True)
     for key, executions in old.items():
         if not isinstance(key, int) or key >= count:
             draft.stop_all(executions, SCALED_DOWN)

@@ -7,7 +7,7 @@ from typing import Final
 
 from bacalhau_api.admission import EXECUTIONS_FINALIZER
 from bacalhau_api.meta import Condition, Waiting
-from bacalhau_api.v1.job import Job, JobPhase, JobStatus, SlotCounts, Verdict
+from bacalhau_api.v1.job import Job, JobPhase, JobStatus, JobType, SlotCounts, Verdict
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.outcome import Outcome
 from bacalhau_controllers.job.placing import CAPACITY
@@ -135,7 +135,8 @@ def closed(draft: Draft) -> JobStatus:
     """The status of a job that was over before: late results and deliveries still count."""
     status = draft.job.status
     counts = status.slots.but(
-        succeeded=_count_accepted(draft), delivered=draft.view.current.delivered
+        succeeded=_count_accepted(draft),
+        delivered=draft.view.current.delivered,
     )
     if status.phase is JobPhase.FAILED:
         counts = counts.but(failed=max(min(counts.failed, counts.total - counts.succeeded), 0))
@@ -144,10 +145,13 @@ def closed(draft: Draft) -> JobStatus:
 
 def _count_accepted(draft: Draft) -> int:
     """Slots of the current generation that hold a result, with those of this plan."""
-    generation = draft.view.generation
-    return draft.view.current.accepted + sum(
-        a.spec.slot.generation == generation for a in draft.accept
-    )
+    current, spec = draft.view.current, draft.job.spec
+    new = [a.spec.slot for a in draft.accept if a.spec.slot.generation == draft.view.generation]
+    if spec.type is not JobType.SERVICE:
+        return current.accepted + len(new)
+    # A service that was scaled down may hold results beyond its count.
+    held = [view.slot for view in current.slots.values() if view.acceptance is not None]
+    return sum(slot.partition < spec.count for slot in (*held, *new))
 
 
 def _base(draft: Draft, tally: Tally) -> JobStatus:

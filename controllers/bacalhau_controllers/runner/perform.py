@@ -317,6 +317,8 @@ async def _clean(site: Site, execution: Execution, state: RunnerState) -> Event:
             if engine is not None:
                 # Older runs were removed when the next began, or are by the sweep.
                 for run in range(max(1, state.run - 1), state.run + 1):
+                    # It may run yet: a stop that was not confirmed is given up after a while.
+                    await engine.stop(workload_id(execution, run), site.limits.stop_grace_seconds)
                     await engine.remove(workload_id(execution, run))
             call = site.workspace.remove(site.layout(execution))
             await within(DISK_SECONDS, "removing directories", call)

@@ -638,9 +638,11 @@ def test_impossible_generation_leaves_the_old_one_running(w: World) -> None:
     assert waiting.what == "Capacity"
 
 
-def test_drain_moves_a_service_before_it_stops(w: World) -> None:
+@pytest.mark.parametrize("reconcile", [None, "keepOriginal", "keepReplacement"])
+def test_drain_moves_a_service_before_it_stops(w: World, reconcile: str | None) -> None:
     w.add_node("a")
-    w.submit("s", make_spec(SERVICE, 1))
+    disconnect = DisconnectPolicy(reconcile=reconcile)  # type: ignore[arg-type]
+    w.submit("s", make_spec(SERVICE, 1, disconnect=disconnect))
     w.settle()
     w.change_node("a", drain=True)
     w.settle()
@@ -648,6 +650,22 @@ def test_drain_moves_a_service_before_it_stops(w: World) -> None:
     w.add_node("b")
     lowest = watch_lowest(w, "s")
     assert lowest == 1
+    assert nodes_of(w, "s") == ["b"]
+
+
+def test_drain_under_the_policy_stop_never_runs_two(w: World) -> None:
+    w.add_node("a")
+    w.submit("s", make_spec(SERVICE, 1, disconnect=DisconnectPolicy(action="stop")))
+    w.settle()
+    w.change_node("a", drain=True)
+    w.settle()
+    assert nodes_of(w, "s") == ["a"], "nowhere to go, so it stays"
+
+    def never_two() -> None:
+        assert len([e for e in w.executions("s") if not e.phase.is_final]) <= 1
+
+    w.add_node("b")
+    w.settle(watch=never_two)
     assert nodes_of(w, "s") == ["b"]
 
 

@@ -107,10 +107,28 @@ def test_last_words_come_before_the_end() -> None:
 
 
 def test_what_is_stored_already_need_not_be_sent() -> None:
-    on = book(A)
+    on = book(A, stage=Stage.DONE)
+    fact = fact_of(A, 3, seq=7)
+    on.apply([PutFact(fact)])
+    stored = A.but(status=ExecutionStatus(report=fact.execution))
+    assert DropFact("uid-a", 7) in listed(on, stored, steps={"uid-a": 3}).entries
+    assert DropFact("uid-a", 7) not in listed(on, stored, steps={"uid-a": 2}).entries
+
+
+def test_an_end_that_is_not_stored_is_sent_whatever_the_steps_say() -> None:
+    """A copy of this ledger may have used the same steps for something else."""
+    on = book(A, stage=Stage.DONE)
     on.apply([PutFact(fact_of(A, 3, seq=7))])
-    assert DropFact("uid-a", 7) in listed(on, A, steps={"uid-a": 3}).entries
-    assert DropFact("uid-a", 7) not in listed(on, A, steps={"uid-a": 2}).entries
+    running = Report(step=3, incarnation="mine", phase=Phase.RUNNING)
+    copy = A.but(status=ExecutionStatus(report=running))
+    assert DropFact("uid-a", 7) not in listed(on, copy, steps={"uid-a": 3}).entries
+
+
+def test_what_has_ended_for_everybody_else_ends_here() -> None:
+    """The end was told from a copy of this ledger, by chance with the same step."""
+    ended = Report(step=3, incarnation="mine", phase=Phase.FAILED)
+    copy = A.but(status=ExecutionStatus(report=ended))
+    assert ("uid-a", Disowned(3)) in listed(book(A), copy, steps={"uid-a": 3}).events
 
 
 def test_a_newer_report_than_the_ledgers_disowns_it() -> None:
