@@ -144,8 +144,10 @@ class ServerProcess:
 
     async def stop(self, grace_seconds: float) -> None:
         """End it, and wait until it has ended; by force after the grace period."""
-        if self._process is None:
+        if self._thread.ident is None:
             return
+        with contextlib.suppress(OSError):  # it may be on its way still
+            await asyncio.shield(self._started)
         self.send(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_seconds):

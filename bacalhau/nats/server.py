@@ -43,8 +43,8 @@ _READY_POLL_SECONDS = 0.01
 _HEALTH_EVERY_SECONDS: Final = 5.0
 _HEALTH_FAILURES_MAX: Final = 3
 _RESTART_PAUSE_MIN = 0.1
-_RESTART_PAUSE_MAX = 10.0
-_STEADY_SECONDS = 60.0
+_RESTART_PAUSE_MAX = 2.0
+_STEADY_SECONDS = 10.0
 _MEMORY_MIN = 512 * 1024 * 1024
 _LOG_TAIL_BYTES = 2000
 
@@ -217,16 +217,21 @@ class EmbeddedNats:
             inherited=[self._lock.handle],
         )
         self._process = process
-        self._pid = await process.start()
-        self._lock.note(self._pid)
+        try:
+            self._pid = await process.start()
+            self._lock.note(self._pid)
+            await self._until_ready(process)
+            self._verify(await self._ask("/varz"))
+        except BaseException:
+            await process.stop(_STOP_SECONDS)
+            raise
+
+    async def _until_ready(self, process: ServerProcess) -> None:
+        seconds = self._settings.start_seconds_max
         ready = asyncio.create_task(self._wait_ready())
         ended = asyncio.create_task(process.wait())
         try:
-            await asyncio.wait(
-                {ready, ended},
-                timeout=self._settings.start_seconds_max,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait({ready, ended}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 raise UnavailableError(
                     f"the NATS server ended at once: {self._log_tail()}",
@@ -234,14 +239,12 @@ class EmbeddedNats:
                 )
             if not ready.done():
                 raise UnavailableError(
-                    f"the NATS server was not ready within {self._settings.start_seconds_max:g} s:"
-                    f" {self._log_tail()}"
+                    f"the NATS server was not ready within {seconds:g} s: {self._log_tail()}"
                 )
         finally:
             for task in (ready, ended):
                 task.cancel()
             await asyncio.gather(ready, ended, return_exceptions=True)
-        self._verify(await self._ask("/varz"))
 
     async def _wait_ready(self) -> None:
         while True:

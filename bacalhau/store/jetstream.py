@@ -63,6 +63,9 @@ HEADROOM_BYTES: Final = 16 * 1024
 HISTORY_SECONDS: Final = 30 * 86400
 TOMBSTONE_SECONDS: Final = 7 * 86400
 LIST_SECONDS: Final = 60.0
+_SKIPS_LOGGED: Final = 5
+# Decoded in a row, after which the event loop gets its turn.
+_ITEMS_PER_TURN: Final = 64
 
 
 class JetStreamStore:
@@ -127,7 +130,13 @@ class JetStreamStore:
         """See Store.list."""
         items: dict[str, Delivery] = {}
         cursor = await self._read(object_filter(kind, namespace), items)
-        decoded = [_decoded(item) for item in items.values() if not is_tombstone(item.headers)]
+        decode = _Decoder()
+        decoded: list[Resource | None] = []
+        for count, item in enumerate(items.values()):
+            if not is_tombstone(item.headers):
+                decoded.append(decode(item))
+            if count % _ITEMS_PER_TURN == 0:
+                await asyncio.sleep(0)
         return Listing(tuple(item for item in decoded if item is not None), cursor)
 
     async def commit(self, writes: Sequence[Write], why: Why) -> tuple[Resource | None, ...]:
@@ -242,11 +251,33 @@ class JetStreamStore:
         return decode_object(write.ref.kind, message.data, message.sequence).metadata.uid
 
 
+class _Decoder:
+    """Decodes deliveries; skips what cannot be read, for one bad object must not hide all others.
+    Of many such, few are logged: the first ones, then each time there are ten times as many."""
+
+    def __init__(self) -> None:
+        self._skipped = 0
+
+    def __call__(self, item: Delivery) -> Resource | None:
+        """The object, or None if it cannot be read."""
+        try:
+            return decode_object(parse_ref(item.subject).kind, item.data, item.sequence)
+        except CorruptError as error:
+            self._skipped += 1
+            if self._skipped <= _SKIPS_LOGGED or str(self._skipped).strip("0") == "1":
+                logger.error(
+                    "Skipped a stored object",
+                    extra={"error": str(error)[:1000], "skipped": self._skipped},
+                )
+            return None
+
+
 class _Events(AsyncIterator[WatchEvent]):
     """Deliveries as events."""
 
     def __init__(self, follow: Follow) -> None:
         self._follow = follow
+        self._decode = _Decoder()
 
     async def __anext__(self) -> WatchEvent:
         while True:
@@ -258,17 +289,8 @@ class _Events(AsyncIterator[WatchEvent]):
         if not isinstance(item, Delivery):
             return item
         if not is_tombstone(item.headers):
-            found = _decoded(item)
+            found = self._decode(item)
             return Changed(found) if found is not None else None
         if self._follow.is_listing and item.sequence <= self._follow.floor:
             return None  # removed before the list began
         return Removed(parse_ref(item.subject), item.sequence)
-
-
-def _decoded(item: Delivery) -> Resource | None:
-    """The object, or None if it cannot be read: one bad object must not hide all others."""
-    try:
-        return decode_object(parse_ref(item.subject).kind, item.data, item.sequence)
-    except CorruptError as error:
-        logger.error("Skipped a stored object", extra={"error": str(error)})
-        return None

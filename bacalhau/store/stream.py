@@ -90,6 +90,8 @@ class Stream:
             if error.code != _STREAM_NOT_FOUND:
                 raise
             found = await self.api(f"$JS.API.STREAM.CREATE.{self.name}", wanted)
+        # More replicas are taken up; fewer would be a mistake of one orchestrator among several.
+        wanted["num_replicas"] = max(replicas, found["config"]["num_replicas"])
         if any(found["config"].get(key) != value for key, value in wanted.items()):
             found = await self.api(
                 f"$JS.API.STREAM.UPDATE.{self.name}", {**found["config"], **wanted}

@@ -121,6 +121,15 @@ class Cache:
         """
         self._handlers.append(handler)
 
+    def resume(self) -> Cursor | None:
+        """A watch is about to begin: from where, None for a full list.
+
+        An earlier one may have broken in the middle of a list. Without a cursor, what only that
+        list named may have gone since; with one, all that changed since then follows.
+        """
+        self._relisted = set() if self._cursor is None else None
+        return self._cursor
+
     def apply(self, event: WatchEvent) -> None:
         """Take in one event of the watch. Older revisions than those held are ignored."""
         match event:
@@ -297,7 +306,7 @@ class Informer:
         pause = _RETRY_SECONDS_MIN
         while True:
             try:
-                async with self._store.watch(self._cache.cursor) as events:
+                async with self._store.watch(self._cache.resume()) as events:
                     async for event in events:
                         self._cache.apply(event)
                         pause = _RETRY_SECONDS_MIN

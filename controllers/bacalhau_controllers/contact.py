@@ -295,7 +295,8 @@ def _continued(case: Case, now: datetime) -> Waiting:
 def _seconds_waited(case: Case, waiting: Waiting, now: datetime) -> float:
     """How long the wait has lasted. One that this process saw begin is measured by its monotonic
     clock, which nobody can set."""
-    if case.waiting is None or waiting.since != case.waiting.since:
+    before = case.waiting
+    if before is None or (before.since, before.what) != (waiting.since, waiting.what):
         return 0.0
     if case.age.is_whole:
         return case.age.seconds

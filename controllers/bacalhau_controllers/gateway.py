@@ -126,6 +126,11 @@ class Gateway:
         if refusal:
             logger.warning("Refused node", extra={"node": hello.node, "reason": refusal.reason})
             return refusal
+        known = self._live(hello.node, hello.session)
+        if known is not None and known.parts:
+            # A copy of the hello that began this session: nodes take a new id for each. To count
+            # the changes from 1 again would make the node take new ones for old.
+            return self._welcome(known, 0)
         old = self._sessions.pop(hello.node, None)
         if old and old.sender:
             old.sender.cancel()

@@ -29,14 +29,18 @@ class Offer:
 
 
 class FactInbox:
-    """Waiting facts of executions and publications. Open only while this process leads."""
+    """Waiting facts of executions and publications. Open only while this process leads.
+
+    An offer is given up sooner than a node's request for an acknowledgement: else one fact that
+    cannot be stored would keep all others of its batch from being acknowledged.
+    """
 
     def __init__(
         self,
         *,
         per_node_max: int = 1000,
         total_max: int = 50_000,
-        offer_timeout_seconds: float = 20.0,
+        offer_timeout_seconds: float = 8.0,
     ) -> None:
         self._per_node_max = per_node_max
         self._total_max = total_max

@@ -10,28 +10,30 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from bacalhau_api.errors import BacalhauError, ConflictError, TransientError
-from bacalhau_api.meta import Contact, Resource
+from bacalhau_api.meta import Contact, Ref, Resource
 from bacalhau_api.v1.execution import Execution, Report
-from bacalhau_controllers.cache import Cache
+from bacalhau_api.v1.node import Membership
+from bacalhau_controllers import contact
 from bacalhau_controllers.controller import Controller
 from bacalhau_controllers.execution import plan as execution_plan
 from bacalhau_controllers.execution import reconciler as execution_reconciler
 from bacalhau_controllers.gateway import Gateway
 from bacalhau_controllers.inbox import FactInbox, Offer
 from bacalhau_controllers.job import look as job_look
+from bacalhau_controllers.job import reconciler as job_reconciler
 from bacalhau_controllers.job import retry as job_retry
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Sight
 from bacalhau_controllers.job.owned import SlotView
+from bacalhau_controllers.manager import Manager
 from bacalhau_controllers.placement import NodeTable
 from bacalhau_controllers.retention.plan import RetentionSettings
-from bacalhau_controllers.runner import agent as runner_agent
 from bacalhau_controllers.runner import assign, machine, transitions
 from bacalhau_controllers.runner.agent import Agent
 from bacalhau_controllers.runner.commit import GroupCommit
@@ -74,7 +76,7 @@ def hunt(bug: Planted, seeds_max: int = SEEDS_MAX) -> Found:
             bug.plant(patch)
             faults = None if bug.faults is None else Faults.parse(bug.faults)
             try:
-                World(seed, faults, fault_seconds=120.0).run()
+                World(seed, faults, fault_seconds=240.0).run()
             except Failure as failure:
                 return Found(seed + 1, failure.invariant, str(failure).splitlines()[1])
     return Found(seeds_max)
@@ -256,18 +258,18 @@ def _forget_timers_and_sweeps(patch: Patch) -> None:
     patch.setattr(Controller, "sweep", never)
 
 
-def _believe_old_news(patch: Patch) -> None:
-    def credulous(self: Cache, event: Any) -> None:
-        """Learns nothing of its own writes, and forgets removals at once."""
+def _lead_without_catching_up(patch: Patch) -> None:
+    async def at_once(self: Manager) -> None:
+        await self._state.cache.wait_synced()
 
-    removed = Cache._remove
+    patch.setattr(Manager, "_catch_up", at_once)
 
-    def forgetful(self: Cache, ref: Any, revision: int) -> None:
-        removed(self, ref, revision)
-        self._removals.clear()
 
-    patch.setattr(Cache, "learn", credulous)
-    patch.setattr(Cache, "_remove", forgetful)
+def _believe_the_cache_in_doubt(patch: Patch) -> None:
+    async def from_cache(state: State, ref: Ref, kind: type[Resource]) -> Resource | None:
+        return state.cache.get(ref)
+
+    patch.setattr(job_reconciler, "ask_store", from_cache)
 
 
 # -- silence ---------------------------------------------------------------------------------------
@@ -369,9 +371,18 @@ def _a_vanished_run_has_succeeded(patch: Patch) -> None:
     patch.setattr(transitions, "_interrupted", hopeful)
 
 
-def _answer_any_session(patch: Patch) -> None:
-    patch.setattr(Gateway, "_refusal", lambda self, hello: None)
-    patch.setattr(runner_agent, "_known", runner_agent._known)
+def _let_the_rejected_work(patch: Patch) -> None:
+    """Nobody tells a rejected node to stop, or takes what runs there for lost."""
+    patch.setattr(Gateway, "_as_told", lambda self, thing: thing)
+    judge = contact.judge
+
+    def trusting(case: contact.Case, now: Any) -> contact.Verdict:
+        node = case.node
+        if node is not None:
+            node = node.but(spec=node.spec.but(membership=Membership.APPROVED))
+        return judge(replace(case, node=node), now)
+
+    patch.setattr(execution_plan, "judge", trusting)
 
 
 BUGS: tuple[Planted, ...] = (
@@ -396,21 +407,24 @@ BUGS: tuple[Planted, ...] = (
     Planted("losers-run-on", _losers_run_on, "partition=6"),
     Planted("wait-for-nothing", _wait_for_nothing),
     Planted("forget-timers-and-sweeps", _forget_timers_and_sweeps),
-    Planted("believe-old-news", _believe_old_news),
+    Planted("lead-without-catching-up", _lead_without_catching_up, "crash-orchestrator=8,"
+            "watch-lags=0.3,store-outage=2"),
+    Planted("believe-the-cache-in-doubt", _believe_the_cache_in_doubt, "store-loses-answer=0.2,"
+            "watch-lags=0.3"),
     Planted("replace-too-soon", _replace_too_soon, "partition=6"),
     Planted("go-on-when-cut-off", _go_on_when_cut_off, "partition=6"),
     Planted("compare-wall-clocks", _compare_wall_clocks, "clock-step=6,partition=6"),
     Planted("unknown-is-lost", _removed_node_is_lost_at_once, "partition=6"),
-    Planted("start-before-writing-it-down", _start_before_writing_it_down),
+    Planted("start-before-writing-it-down", _start_before_writing_it_down, "disk-slow=0.5"),
     Planted("answer-before-the-disk-has-it", _answer_before_the_disk_has_it, "crash-node=6,"
-            "crash-at-ledger=0.05"),
+            "disk-slow=0.5"),
     Planted("reuse-run-numbers", _reuse_run_numbers),
     Planted("keep-what-nobody-wants", _keep_what_nobody_wants),
     Planted("never-look-at-the-engine", _never_look_at_the_engine, "crash-node=6"),
     Planted("run-again-after-a-lost-ledger", _run_again_after_a_lost_ledger, "wipe-node=6"),
     Planted("ignore-stops", _ignore_stops),
     Planted("vanished-runs-go-on", _a_vanished_run_has_succeeded, "engine-loses-run=6"),
-    Planted("answer-any-node", _answer_any_session, "operator=6"),
+    Planted("let-the-rejected-work", _let_the_rejected_work, "operator=10"),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.simulation.campaign import judge
 from tests.simulation.world import Fault, Faults, World
 
-SAMPLE = range(40)
+SAMPLE = range(25)
 REPEATED = range(1000, 1020)
 ROOT = Path(__file__).parents[2]
 

@@ -51,7 +51,10 @@ class _Place:
         found = self.found.execution
         if self.found.state is not Is.LIVE or found is None or not sight.is_running(found):
             return None
-        return started_at(found, sight.now) + timedelta(seconds=sight.settings.ready_seconds)
+        started = started_at(found, sight.now)
+        if started > sight.now:  # the clock was set back since; nobody waits for it to catch up
+            return sight.now
+        return started + timedelta(seconds=sight.settings.ready_seconds)
 
     def is_old_running(self, sight: Sight) -> bool:
         """Whether an earlier generation serves here, and was not told to stop."""

@@ -22,7 +22,9 @@ OBJECTS = ("o.", "h.")
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedNats]:
+    # Killed often on purpose here: do not wait longer each time.
+    monkeypatch.setattr("bacalhau.nats.server._RESTART_PAUSE_MAX", 0.1)
     async with running_server(tmp_path) as running:
         yield running
 

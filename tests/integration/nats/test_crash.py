@@ -20,7 +20,9 @@ KILLS = 4
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedNats]:
+    # Killed often on purpose here: do not wait longer each time.
+    monkeypatch.setattr("bacalhau.nats.server._RESTART_PAUSE_MAX", 0.1)
     async with running_server(tmp_path) as running:
         yield running
 

@@ -118,23 +118,27 @@ async def test_changed_module_under_the_same_name_is_noticed(
 
 
 async def test_compilation_has_a_time_limit_and_hurts_nobody_else(bench: Bench) -> None:
-    engine = make(bench, seconds_max=1.0)
+    unhurried = make(bench)
+    await unhurried.open()
+    await run(unhurried, bench.wasm("hello"))  # in the cache before
+    await unhurried.close(keep_running=False)
+    engine = make(bench, seconds_max=0.3)
     await engine.open()
     try:
-        await run(engine, bench.wasm("hello"))  # in the cache before
-        path = write(bench, bomb(60, 20_000))
+        # Functions are compiled in parallel: large ones, so that no number of cores makes it quick.
+        path = write(bench, bomb(6, 700_000))
         workload = bench.wasm(path)
         bombing = asyncio.create_task(engine.start(workload))
         others = [await run(engine, bench.wasm("hello")) for _ in range(3)]
         assert [o.exit_code for o in others] == [0, 0, 0]
-        with pytest.raises(TerminalError, match=r"takes longer than 1 s|CPU s") as caught:
+        with pytest.raises(TerminalError, match=r"takes longer than 0.3 s|CPU s") as caught:
             await bombing
         assert caught.value.reason == "CompileFailed"
         assert (await engine.observe(workload.id)).phase is RunPhase.ABSENT
-        # Another try does not burn the time again.
-        async with asyncio.timeout(0.8):
-            with pytest.raises(TerminalError, match=r"takes longer|CPU s"):
-                await engine.start(bench.wasm(path))
+        # Another try does not burn the time again: it gets the very same answer.
+        with pytest.raises(TerminalError) as again:
+            await engine.start(bench.wasm(path))
+        assert again.value is caught.value
         assert len(cached(bench)) == 1
     finally:
         await engine.close(keep_running=False)
@@ -155,7 +159,7 @@ async def test_compilation_has_a_memory_limit(bench: Bench) -> None:
 async def test_cancelled_start_leaves_the_compilation_to_others(
     engine: WasmEngine, bench: Bench
 ) -> None:
-    path = write(bench, bomb(4, 10_000))
+    path = write(bench, bomb(2, 400_000))
     first = asyncio.create_task(engine.start(bench.wasm(path)))
     second_workload = bench.wasm(path)
     second = asyncio.create_task(engine.start(second_workload))

@@ -10,7 +10,7 @@ I11 nothing runs where it was refused, I12 the policy `stop` never has two attem
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bacalhau_api.meta import Ref, Resource
+from bacalhau_api.meta import Contact, Ref, Resource
 from bacalhau_api.v1.execution import (
     Acceptance,
     Execution,
@@ -61,8 +61,11 @@ class Checker:
         self._world = world
         self._accepted: dict[SlotKey, str] = {}
         self._refused_at: dict[str, float] = {}
+        self._rejected_at: dict[str, float] = {}
         self._before: dict[Ref, Resource] = {}
         self.writes = 0
+        self.rewordings = 0
+        """Writes that only put the reason of an unchanged wait in other words or numbers."""
         self.last_write_at = 0.0
         self.accepted = 0
         self.runs = 0
@@ -88,7 +91,10 @@ class Checker:
         """Something was written."""
         world = self._world
         self.writes += 1
-        self.last_write_at = world.now
+        if self._only_rewords(results):
+            self.rewordings += 1
+        else:
+            self.last_write_at = world.now
         for write, new in zip(writes, results, strict=True):
             ref = write.resource.ref if isinstance(write, Put) else write.ref
             old = self._before.get(ref)
@@ -110,6 +116,20 @@ class Checker:
                 case _:
                     pass
         self._check_room([r for r in results if isinstance(r, Execution)])
+
+    def _only_rewords(self, results: Sequence[Resource | None]) -> bool:
+        def gist(job: Job) -> object:
+            status, waiting = job.status, job.status.waiting
+            plain = waiting.but(message="") if waiting else None
+            return job.spec, status.but(verdicts=(), message="", waiting=plain)
+
+        for new in results:
+            old = self._before.get(new.ref) if new is not None else None
+            if not isinstance(new, Job) or not isinstance(old, Job) or gist(old) != gist(new):
+                return False
+            if new.metadata.deletion_timestamp != old.metadata.deletion_timestamp:
+                return False
+        return True
 
     def _check_writer(self, ref: Ref, old: Resource | None, new: Resource | None, why: Why) -> None:
         """I8: a status is written by its reconciler, under the present lease."""
@@ -217,6 +237,11 @@ class Checker:
         else:
             self._refused_at.setdefault(new.name, self._world.now)
 
+        if new.spec.membership is Membership.REJECTED and new.status.contact is Contact.REACHABLE:
+            self._rejected_at.setdefault(new.name, self._world.now)
+        else:
+            self._rejected_at.pop(new.name, None)
+
     def _job_removed(self, old: Job) -> None:
         """I1."""
         memory = self._world.users.promises.jobs.get(old.metadata.uid)
@@ -269,6 +294,9 @@ class Checker:
         is_same = stored is not None and stored.metadata.uid == mine.metadata.uid
         if is_refused and is_same and not machine.is_tampered:
             self.fail("I11", f"{run_id} began on {machine}, which had refused it", run_id)
+        since = self._rejected_at.get(machine.node)
+        if since is not None and self._world.now - since > STALE_SECONDS and not machine.is_cloned:
+            self.fail("I11", f"{run_id} began on {machine}, which was rejected", run_id, machine)
         if mine.spec.local_deadline_seconds is not None:
             self._check_alone(machine, mine, run_id)
 

@@ -55,6 +55,7 @@ class Fault(StrEnum):
     # Chances, at each boundary that a process crosses.
     CRASH_AT_WRITE = "crash-at-write"  # before or after a write of an orchestrator
     CRASH_AT_LEDGER = "crash-at-ledger"  # before or after what an agent does to its world
+    DISK_SLOW = "disk-slow"  # a write of a ledger takes long
     # A property of the world: each party's clocks run at their own speed.
     CLOCK_DRIFT = "clock-drift"
     # What operators do to nodes. Happenings.
@@ -97,6 +98,7 @@ RATES: Mapping[Fault, float] = {
     Fault.CLOCK_STEP: 1.0,
     Fault.CRASH_AT_WRITE: 0.01,
     Fault.CRASH_AT_LEDGER: 0.004,
+    Fault.DISK_SLOW: 0.1,
     Fault.CLOCK_DRIFT: 0.003,
     Fault.OPERATOR: 1.5,
 }

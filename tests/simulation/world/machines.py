@@ -281,7 +281,10 @@ class Machine:
         life = current_life()
         if life is None or life is not self.life:
             raise asyncio.CancelledError("the agent is dead")
-        await self.world.moment()
+        if what == "ledger.commit" and self.world.happens(Fault.DISK_SLOW, self.rng):
+            await asyncio.sleep(self.rng.uniform(0.01, 2.0))
+        else:
+            await self.world.moment()
         if life is not self.life:
             raise asyncio.CancelledError("the agent has died")
         if self.world.happens(Fault.CRASH_AT_LEDGER, self.rng):

@@ -132,8 +132,15 @@ class Orchestrator:
         life = current_life()
         if life is None or life is not self.life:
             raise asyncio.CancelledError("the orchestrator is dead")
+        if self.world.on_write is not None:
+            self.world.on_write(self, what)
         if self.world.happens(Fault.CRASH_AT_WRITE, self.rng):
-            self.world.note("crash-at", self.name, what)
-            self.kill()
-            self.world.later(self.rng.uniform(0.1, 15), self.start)
+            self.crash(what)
+        if not life.is_alive:
             raise asyncio.CancelledError("the orchestrator died here")
+
+    def crash(self, what: str) -> None:
+        """The process dies at this point, and is started again after a while."""
+        self.world.note("crash-at", self.name, what)
+        self.kill()
+        self.world.later(self.rng.uniform(0.1, 15), self.start)

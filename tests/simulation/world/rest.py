@@ -40,6 +40,8 @@ def _nodes(world: "World") -> list[str]:
             found.append(f"node {machine.node} is not enrolled")
         elif node.status.contact is not Contact.REACHABLE:
             found.append(f"node {machine.node} is {node.status.contact}")
+        elif not all(engine.available for engine in node.status.info.engines):
+            found.append(f"node {machine.node} does not trust its engine yet")
         if machine.agent is None or not machine.agent.is_welcome:
             said = machine.agent.snapshot().session_message if machine.agent else "not running"
             found.append(f"the agent on {machine} is not welcome: {said}")

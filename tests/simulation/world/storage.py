@@ -75,6 +75,10 @@ class StoreClient:
         boundary: Boundary,
     ) -> None:
         self.is_cut_off = False
+        self.stale_until = 0.0
+        """Until then nothing new is seen, and then everything, version by version."""
+        self.blind_until = 0.0
+        """Until then nothing new is seen, and then only the newest version of each object."""
         self._truth = truth
         self._loop = loop
         self._rng = rng
@@ -101,7 +105,7 @@ class StoreClient:
 
     async def commit(self, writes: Sequence[Write], why: Why) -> tuple[Resource | None, ...]:
         """See Store."""
-        await self._boundary("store.commit")
+        await self._boundary(f"before {why.actor}")
         check_alive()
         if self._happens(Fault.STORE_REFUSES) or (self.is_cut_off and self._rng.random() < 0.8):
             await self._travel()
@@ -119,7 +123,7 @@ class StoreClient:
             raise OutcomeUnknownError("the answer was lost, and the write may be under way")
         results = await done
         check_alive()
-        await self._boundary("store.committed")
+        await self._boundary(f"after {why.actor}")
         if self._happens(Fault.STORE_LOSES_ANSWER) or self.is_cut_off:
             raise OutcomeUnknownError("written, and the answer was lost")
         await asyncio.sleep(self._latency())
@@ -191,13 +195,19 @@ class StoreClient:
             # What changes meanwhile arrives in its newest version only.
             await asyncio.sleep(self._rng.uniform(*_LAG))
         await self._outage_ends()
+        await self._pass(self.blind_until)
         event = await anext(events)
+        await self._pass(self.stale_until)
         lag = self._rng.uniform(*_LAG) if self._happens(Fault.WATCH_LAGS) else 0.0005
         await asyncio.sleep(lag)
         check_alive()
         if self._happens(Fault.WATCH_BREAKS):
             raise UnavailableError("the watch broke")
         return event
+
+    async def _pass(self, until: float) -> None:
+        if until > self._loop.time():
+            await asyncio.sleep(until - self._loop.time())
 
     async def _outage_ends(self) -> None:
         while self.is_cut_off:  # noqa: ASYNC110 the world sets it at random

@@ -84,7 +84,7 @@ def test_an_offer_that_nobody_settles_times_out() -> None:
         inbox, _ = opened()
         with pytest.raises(UnavailableError, match="not stored within"):
             loop.run_until_complete(inbox.offer("n1", "i", fact()))
-        assert (loop.time(), inbox.depth) == (20.0, 0)
+        assert (loop.time(), inbox.depth) == (8.0, 0)
 
 
 def test_dropped_facts_are_acknowledged_and_counted() -> None:

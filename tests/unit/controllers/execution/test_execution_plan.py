@@ -371,6 +371,15 @@ def test_a_node_that_answers_but_does_not_acknowledge_counts_as_out_of_contact()
     assert back.status.contact is Contact.REACHABLE
 
 
+def test_a_wait_that_begins_at_the_moment_of_another_is_not_as_old() -> None:
+    of = job()
+    waits, _ = step(execution(of), of, node(), 0)
+    stopping = waits.but(spec=waits.spec.but(desired=Desired.STOP))
+    got, todo = step(stopping, of, node(), 0, age=Age(1000, is_whole=False))
+    assert got.status.contact is Contact.REACHABLE
+    assert todo.requeue_after == 120
+
+
 def test_overdue_work_is_never_lost_under_stop_while_the_node_is_there() -> None:
     of = policy_job("stop", 60)
     waits, _ = step(execution(of, local_deadline_seconds=60), of, node(), 0)

@@ -1,0 +1,112 @@
+"""The sweep: one disturbance at every write of every reconciler, one run each.
+
+For the k-th write of each writer in a reference run: the orchestrator crashes before it, or after
+it; or what its writer saw is old for a while from then on (all versions come later, or only the
+newest of each). `python -m tests.simulation.sweep` runs all of them.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tests.simulation.world import Faults, World
+from tests.simulation.world.orchestrators import Orchestrator
+from tests.simulation.world.world import Failure
+
+STALE_SECONDS = 8.0
+
+
+class Disturbance(StrEnum):
+    """What happens at a write."""
+
+    CRASH_BEFORE = "crash-before"
+    CRASH_AFTER = "crash-after"
+    STALE = "stale"
+    HIDDEN = "hidden"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The k-th write, from 0, of one writer."""
+
+    writer: str
+    number: int
+
+
+def writer_of(actor: str) -> str:
+    """Who writes in the name of an actor: what nodes report is written by a reconciler."""
+    return "reports" if actor.startswith("node:") else actor
+
+
+def points(seed: int) -> list[Point]:
+    """All writes of controllers in the reference run."""
+    counts: Counter[str] = Counter()
+    world = _world(seed)
+
+    def count(one: Orchestrator, what: str) -> None:
+        when, _, actor = what.partition(" ")
+        if when == "before" and not actor.startswith("user:"):
+            counts[writer_of(actor)] += 1
+
+    world.on_write = count
+    world.run()
+    return [Point(writer, n) for writer in sorted(counts) for n in range(counts[writer])]
+
+
+def disturb(seed: int, point: Point, disturbance: Disturbance) -> str:
+    """Run with one disturbance. Returns what went wrong, empty if nothing did."""
+    world = _world(seed)
+    counts: Counter[str] = Counter()
+    moment = "after" if disturbance is Disturbance.CRASH_AFTER else "before"
+
+    def strike(one: Orchestrator, what: str) -> None:
+        when, _, actor = what.partition(" ")
+        if when != moment or writer_of(actor) != point.writer:
+            return
+        counts[point.writer] += 1
+        if counts[point.writer] != point.number + 1:
+            return
+        if disturbance in (Disturbance.CRASH_BEFORE, Disturbance.CRASH_AFTER):
+            one.crash(what)
+        elif one.store is not None:
+            until = world.now + STALE_SECONDS
+            if disturbance is Disturbance.STALE:
+                one.store.stale_until = until
+            else:
+                one.store.blind_until = until
+
+    world.on_write = strike
+    try:
+        world.run()
+    except Failure as failure:
+        return str(failure)
+    return ""
+
+
+def _world(seed: int) -> World:
+    return World(seed, Faults.none(), fault_seconds=60.0)
+
+
+def main() -> int:
+    """See the module. Exits with 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.sweep", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="the reference run")
+    parser.add_argument("--stride", type=int, default=1, help="only every so many points")
+    asked = parser.parse_args()
+    began, failed, count = time.monotonic(), 0, 0
+    for point in points(asked.seed)[:: asked.stride]:
+        for disturbance in Disturbance:
+            words = disturb(asked.seed, point, disturbance)
+            count += 1
+            if words:
+                failed += 1
+                print(f"{point.writer} write {point.number}, {disturbance}:\n{words}\n", flush=True)
+    print(f"{count} disturbances, {failed} failed, {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
