@@ -62,15 +62,20 @@ def shell(
 
 
 def process(server: str, *words: str, **more: str) -> subprocess.Popen[str]:
-    """Start a real `bacalhau`."""
+    """Start a real `bacalhau`, as a terminal would: a shell's background job ignores Ctrl-C."""
     path = os.pathsep.join(str(ROOT / part) for part in (".", "api", "controllers"))
-    return subprocess.Popen(
-        [sys.executable, "-m", "bacalhau", *words],
-        env={**os.environ, "PYTHONPATH": path, "BACALHAU_SERVER": server, **more},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": path, "BACALHAU_SERVER": server, **more}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bacalhau", *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(started: subprocess.Popen[str]) -> tuple[int, str, str]:
