@@ -35,6 +35,9 @@ __all__ = ["EmbeddedNats", "NatsSettings", "NodeUser", "TlsFiles", "render_confi
 
 logger = logging.getLogger(__name__)
 
+PORT_TAKEN: Final = "PortTaken"
+
+_PORT_TRIES: Final = 3
 _LOCK_SECONDS = 3.0
 _STOP_SECONDS = 5.0
 _RELOAD_SECONDS = 10.0
@@ -143,17 +146,11 @@ class EmbeddedNats:
             self._controller_seed = load_or_make_seed(settings.data_dir / "controller.nk")
             self._system_seed = load_or_make_seed(settings.data_dir / "system.nk")
             self._nodes = tuple(nodes)
-            self._runtime = Runtime(
-                port=settings.port or _free_port(settings.host),
-                monitor_port=_free_port(LOOPBACK),
-                controller_key=public_key(self._controller_seed),
-                system_key=public_key(self._system_seed),
-            )
             # Plain HTTP on this machine: no proxy of the environment, no certificates to load.
             self._http = httpx.AsyncClient(timeout=_HTTP_SECONDS, trust_env=False, verify=False)
             if settings.relaxed:
                 logger.warning("Store runs with relaxed durability")
-            await self._launch()
+            await self._launch_on_free_ports()
         except BaseException:
             await self.stop()
             raise
@@ -207,6 +204,21 @@ class EmbeddedNats:
         scheme = "tls" if self._settings.tls else "nats"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._running.port}"
 
+    async def _launch_on_free_ports(self) -> None:
+        """A port that was free may be taken by somebody else before the server has it."""
+        for left in reversed(range(_PORT_TRIES)):
+            self._runtime = Runtime(
+                port=self._settings.port or _free_port(self._settings.host),
+                monitor_port=_free_port(LOOPBACK),
+                controller_key=public_key(self._controller_seed),
+                system_key=public_key(self._system_seed),
+            )
+            try:
+                return await self._launch()
+            except UnavailableError as error:
+                if error.reason != PORT_TAKEN or not left:
+                    raise
+
     async def _launch(self) -> None:
         """Start the program, wait until it is ready, and verify what it says of itself."""
         write_private(self._config_file, render_config(self._settings, self._running, self._nodes))
@@ -233,8 +245,10 @@ class EmbeddedNats:
         try:
             await asyncio.wait({ready, ended}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
+                tail = self._log_tail()
                 raise UnavailableError(
-                    f"the NATS server ended at once: {self._log_tail()}",
+                    f"the NATS server ended at once: {tail}",
+                    reason=PORT_TAKEN if "address already in use" in tail else "",
                     hint="is the port taken, the disk full, or the data directory not writable?",
                 )
             if not ready.done():

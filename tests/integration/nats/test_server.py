@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bacalhau.nats import server
 from bacalhau.nats.binary import SERVER_VERSION, find_server
 from bacalhau.nats.config import LOOPBACK
 from bacalhau.nats.server import EmbeddedNats, NatsSettings
@@ -117,6 +118,20 @@ async def test_a_taken_port_is_an_error_that_says_so(tmp_path: Path) -> None:
         port = int(one.url.rpartition(":")[2])
         with pytest.raises(UnavailableError, match="address already in use"):
             await EmbeddedNats(NatsSettings(tmp_path / "two", port=port)).start()
+
+
+async def test_a_port_that_was_taken_meanwhile_is_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_server(tmp_path / "one") as one:
+        taken = int(one.url.rpartition(":")[2])
+        choose, chosen = server._free_port, [taken, taken]
+        monkeypatch.setattr(
+            server, "_free_port", lambda host: chosen.pop() if chosen else choose(host)
+        )
+        async with running_server(tmp_path / "two") as two:
+            assert two.url != one.url
+            assert not chosen
 
 
 async def test_a_wrong_or_missing_binary_is_named(tmp_path: Path) -> None:
