@@ -183,7 +183,7 @@ class AcceptanceSpec(Model):
 
 class Acceptance(Resource):
     """The one accepted result of a slot. Created once, by name, never updated: the store itself
-    refuses a second. Deleted together with its job."""
+    refuses a second. Deleted together with its job, or with its generation."""
 
     kind: Literal["Acceptance"] = "Acceptance"
     metadata: ObjectMeta
