@@ -13,6 +13,7 @@ Role = Literal["orchestrator", "compute", "both"]
 
 API_PORT = 1234
 NATS_PORT = 4222
+NODE_TIMEOUT_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,15 @@ class ServeSettings:
     orchestrator_url  role compute: the orchestrator's API
     join_token      role compute: the single-use token to enrol with, needed the first time only
     require_approval  nodes that joined wait for `bacalhau node approve`
+    node_timeout_seconds  orchestrator: a node that was not heard from for so long is out of contact;
+                    nodes say three times as often that they are there
     relaxed_durability  acknowledge writes before they are on disk
     allow_env       globs of host variables that jobs may use by `env:NAME`
+    upload_bytes_per_second  of logs and results through the orchestrator; 0: no limit
+    outbox_bytes_max  what may wait to be handed over before new work is refused; None: half of the
+                    disk offered, 0: no bound
+    keep_outputs_seconds, keep_outputs_bytes  how long, and how much, of what was handed over is
+                    kept on the node; 0: until its job is deleted
     on_exit         what happens to running workloads when this process ends by a signal
     """
 
@@ -81,7 +89,12 @@ class ServeSettings:
     allow_env: tuple[str, ...] = ()
     allow_private_urls: bool = False
     capacity: CapacityOverrides = CapacityOverrides()
+    node_timeout_seconds: float = NODE_TIMEOUT_SECONDS
     relaxed_durability: bool = False
+    upload_bytes_per_second: int = 0
+    outbox_bytes_max: int | None = None
+    keep_outputs_seconds: float = 7 * 86400.0
+    keep_outputs_bytes: int = 0
     on_exit: Literal["keep", "stop"] = "keep"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

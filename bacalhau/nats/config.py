@@ -23,6 +23,7 @@ from bacalhau.nats.subjects import (
 from bacalhau_api.errors import InvalidError, Problem
 
 LOOPBACK: Final = "127.0.0.1"
+NODES_ACCOUNT: Final = "NODES"
 RELAXED_SYNC: Final = "1s"
 # How long a node may take to answer a request; it covers log reads that wait for something new.
 _RESPONSE_WINDOW = "5m"
@@ -130,9 +131,9 @@ def _accounts(runtime: Runtime, nodes: Sequence[NodeUser]) -> dict[str, Any]:
             "jetstream": "enabled",
             "users": [{"nkey": runtime.controller_key}],
             "exports": [{"service": ALL_REQUESTS}],
-            "imports": [{"service": {"account": "NODES", "subject": ALL_READS}}],
+            "imports": [{"service": {"account": NODES_ACCOUNT, "subject": ALL_READS}}],
         },
-        "NODES": {
+        NODES_ACCOUNT: {
             "users": _node_users(nodes),
             "exports": [{"service": ALL_READS}],
             "imports": [{"service": {"account": "CP", "subject": ALL_REQUESTS}}],

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import random
+import re
 import secrets
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
 from nats.errors import Error as NatsError
+from nats.errors import NoServersError
 
 from bacalhau.nats.transport import Handler, Listener
 from bacalhau_api.errors import (
@@ -237,6 +239,7 @@ class Connection:
         self._lost = asyncio.Event()
         self._dialled = asyncio.Event()
         self._last_error: BaseException | None = None
+        self._redial_at: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -253,6 +256,26 @@ class Connection:
     def payload_bytes_max(self) -> int:
         """See Transport."""
         return self._payload_bytes_max
+
+    @property
+    def address(self) -> str:
+        """Where it dials, for people; without what may be secret in it."""
+        return ", ".join(re.sub(r"//[^/@]*@", "//", url) for url in self._urls)
+
+    @property
+    def last_error(self) -> str:
+        """Why there is no connection, in words; empty if there is one, or nothing failed yet."""
+        error = self._last_error
+        if error is None or self.is_connected:
+            return ""
+        return getattr(error, "message", "") or str(error) or type(error).__name__
+
+    @property
+    def redial_seconds(self) -> float | None:
+        """How long until the next try; None while connected, or in the middle of one."""
+        if self._redial_at is None:
+            return None
+        return max(0.0, self._redial_at - asyncio.get_running_loop().time())
 
     @property
     def server_version(self) -> str:
@@ -374,10 +397,16 @@ class Connection:
                     pause = _DIAL_PAUSE_MIN
                     await self._until_lost()
                 except (NatsError, OSError, TimeoutError, TransientError, InvalidError) as error:
-                    self._last_error = error
+                    # nats-py says "no servers", and keeps to itself what is wrong with the one.
+                    cause = self._client.last_error if self._client else None
+                    self._last_error = cause if isinstance(error, NoServersError) else None
+                    self._last_error = self._last_error or error
                 finally:
                     await self._hang_up()
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                seconds = pause * random.uniform(0.5, 1.0)
+                self._redial_at = asyncio.get_running_loop().time() + seconds
+                await asyncio.sleep(seconds)
+                self._redial_at = None
                 pause = min(pause * 2, _DIAL_PAUSE_MAX)
         finally:
             self._fail_replies()

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from bacalhau.enrolment import Enrolment
 from bacalhau.nats.connection import Connection, Credentials
+from bacalhau.nats.departures import Departures
 from bacalhau.nats.endpoint import NodeEndpoint
 from bacalhau.nats.keys import write_private
 from bacalhau.nats.server import EmbeddedNats, NatsSettings, NodeUser
@@ -26,7 +27,7 @@ from bacalhau_api.v1.node import Node
 from bacalhau_controllers.cache import Cache, Informer
 from bacalhau_controllers.contract import Clock, Ids
 from bacalhau_controllers.execution import ExecutionReconciler
-from bacalhau_controllers.gateway import Gateway
+from bacalhau_controllers.gateway import Gateway, GatewaySettings
 from bacalhau_controllers.inbox import FactInbox
 from bacalhau_controllers.job import JobReconciler
 from bacalhau_controllers.manager import Manager
@@ -96,9 +97,11 @@ class Orchestrator:
             require_approval=settings.require_approval,
         )
         endpoint = NodeEndpoint(nats)
-        presence = Presence(clock)
+        silent = settings.node_timeout_seconds
+        presence = Presence(clock, beat_timeout_seconds=silent, grace_seconds=2 * silent)
         inbox = FactInbox()
-        gateway = Gateway(cache, inbox, presence, endpoint, clock)
+        beats = GatewaySettings(beat_seconds=silent / 3, duplicate_seconds=silent)
+        gateway = Gateway(cache, inbox, presence, endpoint, clock, beats)
 
         async def lead() -> None:
             gateway.open()
@@ -155,6 +158,17 @@ class Orchestrator:
             await users.apply()
             self.enrolment.on_joined = users.apply
             self._beside(parts, "node users", users.run())
+            system = Connection(
+                self._embedded.url, self._embedded.system_credentials, name="departures"
+            )
+            await system.open()
+            parts.push_async_callback(system.close)
+
+            def on_gone(key: str) -> None:
+                if (node := users.name_of(key)) is not None:
+                    presence.gone(node)
+
+            self._beside(parts, "departures", Departures(system, on_gone).run())
         self._beside(parts, "manager", manager.run())
         parts.push_async_callback(manager.close)
         serving = self._beside(parts, "api", api.run_until_told())
@@ -212,7 +226,12 @@ class _NodeUsers:
         self._changed = asyncio.Event()
         self._applied: frozenset[NodeUser] | None = None
         self._lock = asyncio.Lock()
+        self._names: dict[str, str] = {}
         cache.observe(self._on_change)
+
+    def name_of(self, public_key: str) -> str | None:
+        """The node that signs in with this key."""
+        return self._names.get(public_key)
 
     def _on_change(self, old: Resource | None, new: Resource | None) -> None:
         if not isinstance(new or old, Node):
@@ -244,3 +263,4 @@ class _NodeUsers:
             if wanted != self._applied:
                 await self._server.set_nodes(sorted(wanted, key=lambda user: user.name))
                 self._applied = wanted
+                self._names = {user.public_key: user.name for user in wanted}

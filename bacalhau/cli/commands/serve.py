@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand
 
 from bacalhau.cli import serving
-from bacalhau.settings import API_PORT, NATS_PORT, ServeSettings
+from bacalhau.settings import API_PORT, NATS_PORT, NODE_TIMEOUT_SECONDS, ServeSettings
 
 _HERE = "@here"
 
@@ -89,6 +89,14 @@ def serve(
     disk: Annotated[str, typer.Option(help="Disk to offer, such as 100GB.")] = "",
     gpu: Annotated[int | None, typer.Option(min=0, help="GPUs to offer.")] = None,
     max_executions: Annotated[int | None, typer.Option(min=1, help="Executions at a time.")] = None,
+    node_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            max=600.0,
+            help="Seconds without a word after which a node counts as out of contact.",
+        ),
+    ] = NODE_TIMEOUT_SECONDS,
     relaxed_durability: Annotated[
         bool,
         typer.Option(
@@ -96,6 +104,26 @@ def serve(
             help="Acknowledge writes before they are on disk. Faster, not safe.",
         ),
     ] = False,
+    upload_limit: Annotated[
+        str, typer.Option(help="Most to send of logs and results, such as 1MiB/s.")
+    ] = "",
+    outbox_limit: Annotated[
+        str,
+        typer.Option(
+            help="New work is refused while more waits to be handed over, such as 20GB. "
+            "Default: half of the disk offered; 0: no bound."
+        ),
+    ] = "",
+    keep_outputs: Annotated[
+        str,
+        typer.Option(
+            help="How long outputs that were handed over stay on the node, such as 7d; 0: until "
+            "the job is deleted."
+        ),
+    ] = "7d",
+    keep_outputs_size: Annotated[
+        str, typer.Option(help="The oldest of them go when they are more, such as 100GB.")
+    ] = "",
     on_exit: Annotated[
         str, typer.Option(help="keep or stop running workloads when this process ends.")
     ] = "keep",
@@ -122,7 +150,12 @@ def serve(
         allow_paths=tuple(serving.parse_allowed(text) for text in allow_path or []),
         allow_private_urls=allow_private_urls,
         capacity=serving.parse_capacity(cpu, memory, disk, gpu, max_executions),
+        node_timeout_seconds=node_timeout,
         relaxed_durability=relaxed_durability,
+        upload_bytes_per_second=serving.parse_rate("--upload-limit", upload_limit) or 0,
+        outbox_bytes_max=serving.parse_size("--outbox-limit", outbox_limit),
+        keep_outputs_seconds=serving.parse_span("--keep-outputs", keep_outputs),
+        keep_outputs_bytes=serving.parse_size("--keep-outputs-size", keep_outputs_size) or 0,
         on_exit=serving.choose("--on-exit", on_exit, ("keep", "stop")),
         log_level=serving.choose("--log-level", log_level, ("debug", "info", "warning", "error")),
         log_format=serving.choose("--log-format", log_format, ("text", "json")),
