@@ -1,0 +1,122 @@
+"""What the engine's word about a container means: an Observation. Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bacalhau.engines.docker.records import Stop
+from bacalhau_controllers.runner.ports import Observation, RunPhase
+
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
+_INIT_FAILED = "[FATAL tini"
+_NEVER = 2000  # the engine's zero time is of the year 1
+_BEFORE_SECONDS = 60.0  # an engine's orderly end and its next start are not further apart
+_AFTER_SECONDS = 30.0  # within which a new engine has looked at all containers
+
+
+def is_over(state: Mapping[str, Any]) -> bool:
+    """Whether the container ran and does not run any more."""
+    return state.get("Status") in ("exited", "dead")
+
+
+def is_unborn(state: Mapping[str, Any]) -> bool:
+    """Whether the container was made, and never started."""
+    return state.get("Status") == "created"
+
+
+def moment(text: object) -> datetime | None:
+    """A time as the engine writes it (nanoseconds); None for its zero."""
+    match = _MOMENT.fullmatch(str(text))
+    if match is None:
+        return None
+    whole, fraction, zone = match.groups()
+    zone = "+00:00" if zone == "Z" else zone
+    found = datetime.fromisoformat(f"{whole}.{(fraction or '0')[:6]:0<6}{zone}").astimezone(UTC)
+    return found if found.year > _NEVER else None
+
+
+def running(state: Mapping[str, Any]) -> Observation:
+    """It runs."""
+    return Observation(RunPhase.RUNNING, started_at=moment(state.get("StartedAt")))
+
+
+def vanished(stop: Stop | None, why: str, now: datetime) -> Observation:
+    """The container is gone. If we were about to end it, that is its end."""
+    if stop is not None:
+        return Observation(RunPhase.EXITED, 137, stop.reason, stop.message, finished_at=now)
+    return Observation(RunPhase.VANISHED, message=why, is_system_fault=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLife:
+    """Since when the engine runs (seconds since the epoch; 0: not known), and whether containers
+    go on without it (`live-restore`)."""
+
+    began: float = 0.0
+    keeps_containers: bool = False
+
+    def cut(self, code: int, started: datetime | None, finished: datetime | None) -> str:
+        """Why the engine's own end was this container's end, or '' if it was not.
+
+        An engine that stops sends SIGTERM, then SIGKILL; of what ended without it, it says 255.
+        """
+        if not self.began or code not in (137, 143, 255) or started is None or finished is None:
+            return ""
+        since = finished.timestamp() - self.began
+        if started.timestamp() >= self.began or since < -_BEFORE_SECONDS:
+            return ""
+        if self.keeps_containers and (code != 255 or since > _AFTER_SECONDS):
+            return ""
+        return "the Docker engine, or the machine, was started again while it ran"
+
+
+_UNKNOWN = EngineLife()
+
+
+def ended(
+    state: Mapping[str, Any],
+    stop: Stop | None = None,
+    *,
+    stderr_tail: str = "",
+    foreign: str = "",
+    life: EngineLife = _UNKNOWN,
+) -> Observation:
+    """How a container ended.
+
+    `foreign` says who else ended it, if it was not the workload and not us: then nobody knows
+    whether it was done, as after an end of the engine itself.
+    """
+    code = int(state.get("ExitCode") or 0)
+    started, finished = moment(state.get("StartedAt")), moment(state.get("FinishedAt"))
+    if started and finished:
+        # The engine notes the start of what ends at once after its end.
+        started = min(started, finished)
+
+    def end(reason: str = "", message: str = "", **more: Any) -> Observation:
+        return Observation(
+            RunPhase.EXITED, code, reason, message, started_at=started, finished_at=finished, **more
+        )
+
+    if stop is not None and (finished is None or finished.timestamp() >= stop.at):
+        return end(stop.reason, stop.message)
+    if state.get("OOMKilled"):
+        if code:
+            return end("OutOfMemory", "it needed more memory than it may have")
+        return end(message="a process in it was killed, because it needed too much memory")
+    foreign = foreign if code else ""
+    if foreign := foreign or life.cut(code, started, finished):
+        return Observation(
+            RunPhase.VANISHED,
+            message=foreign,
+            is_system_fault=True,
+            started_at=started,
+            finished_at=finished,
+        )
+    if code in (126, 127) and _INIT_FAILED in stderr_tail:
+        words = stderr_tail[stderr_tail.rindex(_INIT_FAILED) :].partition("] ")[2]
+        return end("StartFailed", f"the command cannot be run: {words.strip()}"[:500])
+    if state.get("Error"):
+        return end("StartFailed", str(state["Error"])[:500])
+    return end()

@@ -1,0 +1,393 @@
+"""Keeps watch over the runs that exist: one task for each, woken by the engine's events.
+
+The events are only a hint; what counts is what the engine says of a container when it is asked
+(`inspect`), which happens after every hint, and now and then without one. A task copies the log,
+enforces the limits of time and output, and writes the end down once the log is complete.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bacalhau.engines.docker import ends
+from bacalhau.engines.docker.body import LABEL_OWNER, LABEL_RUN, container_name
+from bacalhau.engines.docker.client import EngineClient, RefusedError, lines
+from bacalhau.engines.docker.logs import FrameError, LogCopy
+from bacalhau.engines.docker.records import Record, Shelf, Stop
+from bacalhau.engines.logfile import OutputLimitError
+from bacalhau_api.errors import BacalhauError, UnavailableError
+from bacalhau_controllers.contract import Clock
+from bacalhau_controllers.runner.ports import Observation
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 60.0  # without any hint
+SWEEP_SECONDS = 10.0
+RETRY_SECONDS = 0.5
+RETRY_SECONDS_MAX = 5.0
+DRAIN_SECONDS = 20.0
+MISSED_MAX = 3
+"""How often in a row a container must be neither found nor listed to be gone."""
+EVENT_SECONDS = 2.0
+_TAIL_BYTES = 512
+_SIGNALS = (137, 143)
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    """One run under watch."""
+
+    record: Record
+    container: str
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    died: asyncio.Event = field(default_factory=asyncio.Event)
+    foreign: str = ""
+    is_cut: bool = False
+    task: "asyncio.Task[None] | None" = None
+
+
+class Watch:
+    """All runs under watch, the stream of events, and the sweep that needs neither."""
+
+    def __init__(self, client: EngineClient, shelf: Shelf, clock: Clock, owner: str) -> None:
+        self._client = client
+        self._shelf = shelf
+        self._clock = clock
+        self._owner = owner
+        self._runs: dict[str, Watched] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.life = ends.EngineLife()
+        self._breaks = 0  # of the stream of events: how often the engine may have been away
+        self.on_end: Callable[[Record], Awaitable[None]] | None = None
+
+    def open(self) -> None:
+        """Begin to listen."""
+        self._tasks = [
+            asyncio.create_task(self._forever(self._listen, 0.0), name="docker events"),
+            asyncio.create_task(self._forever(self._sweep, SWEEP_SECONDS), name="docker sweep"),
+        ]
+
+    async def close(self) -> None:
+        """Let go of everything; what runs goes on."""
+        tasks = [*self._tasks, *(run.task for run in self._runs.values() if run.task)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks, self._runs = [], {}
+
+    def add(self, record: Record) -> Watched:
+        """Watch a run, if it is not watched yet."""
+        run = self._runs.get(record.run)
+        if run is None:
+            run = Watched(record, container_name(self._owner, record.run))
+            if self._shelf.end_of(record.run) is not None:
+                run.ended.set()  # it ended while the caller was asking about it
+                return run
+            self._runs[record.run] = run
+            run.task = asyncio.create_task(self._guard(run), name=f"docker run {record.run}")
+        return run
+
+    def get(self, run: str) -> Watched | None:
+        """A run under watch."""
+        return self._runs.get(run)
+
+    async def look(self, run: str) -> dict[str, Any] | None:
+        """The `State` of a run's container, None if there is none. Raises TransientError."""
+        try:
+            found = await self._client.ask("inspect_container", container_name(self._owner, run))
+        except RefusedError as error:
+            if error.status == 404:
+                return None
+            raise _unclear("inspect", error) from error
+        state = found.get("State")
+        if not isinstance(state, dict) or "Status" not in state:
+            raise _unclear("inspect", RefusedError(200, "the answer has no state"))
+        return state
+
+    async def look_at_engine(self) -> None:
+        """Find out since when the engine runs. Raises TransientError."""
+        try:
+            info = await self._client.ask("info")
+        except RefusedError as error:
+            raise _unclear("say what it is", error) from error
+        began = await self._client.in_thread(self._client.engine_began, "looking at the engine")
+        self.life = ends.EngineLife(began, bool(info.get("LiveRestoreEnabled")))
+
+    async def listed(self) -> dict[str, str]:
+        """The runs that have a container of ours, and its state in one word."""
+        try:
+            found = await self._client.ask(
+                "containers", all=True, filters={"label": f"{LABEL_OWNER}={self._owner}"}
+            )
+        except RefusedError as error:
+            raise _unclear("list", error) from error
+        return {
+            one["Labels"][LABEL_RUN]: str(one.get("State", ""))
+            for one in found
+            if LABEL_RUN in (one.get("Labels") or {})
+        }
+
+    # -- hints -----------------------------------------------------------------------------------
+
+    async def _forever(self, work: Callable[[], Awaitable[None]], pause: float) -> None:
+        """Do it again and again; the engine may be away for a while."""
+        wait = RETRY_SECONDS
+        while True:
+            try:
+                await work()
+                wait = RETRY_SECONDS
+            except (BacalhauError, RefusedError) as error:
+                logger.debug("The Docker engine is silent", extra={"error": str(error)})
+                wait = min(wait * 2, RETRY_SECONDS_MAX)
+            await self._clock.sleep(max(pause, wait))
+
+    async def _listen(self) -> None:
+        filters = {"type": ["container"], "label": [f"{LABEL_OWNER}={self._owner}"]}
+        try:
+            async with self._client.stream("/events", {"filters": json.dumps(filters)}) as response:
+                await self.look_at_engine()
+                self._wake_all()  # whatever happened while nobody listened
+                async for event in lines(response):
+                    self._heard(event)
+        finally:
+            self._breaks += 1
+            self._wake_all()
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        actor = event.get("Actor") or {}
+        attributes = actor.get("Attributes") or {}
+        run = self._runs.get(str(attributes.get(LABEL_RUN)))
+        if run is None:
+            return
+        action = str(event.get("Action", ""))
+        if action == "kill" and self._shelf.stop_of(run.record.run) is None:
+            signal = attributes.get("signal", "?")
+            run.foreign = f"somebody else sent signal {signal} to its container"
+        if action == "die":
+            run.died.set()
+        if action in ("die", "oom", "stop", "destroy", "kill"):
+            run.wake.set()
+
+    async def _sweep(self) -> None:
+        found = await self.listed()
+        for name, run in self._runs.items():
+            if found.get(name) != "running":
+                run.wake.set()
+
+    def _wake_all(self) -> None:
+        for run in self._runs.values():
+            run.wake.set()
+
+    # -- one run ---------------------------------------------------------------------------------
+
+    async def _guard(self, run: Watched) -> None:
+        try:
+            await self._attend(run)
+        except Exception:
+            logger.exception("Lost watch of a run", extra={"run": run.record.run})
+        finally:
+            run.ended.set()
+            if self._runs.get(run.record.run) is run:
+                del self._runs[run.record.run]
+
+    async def _attend(self, run: Watched) -> None:
+        """Until it has ended and its log is complete."""
+        copy = LogCopy(self._client, run.container, run.record)
+        follower: asyncio.Task[None] | None = None
+        breaks = missed = 0
+        deadline: float | None = None
+        try:
+            while True:
+                run.wake.clear()
+                try:
+                    state = await self.look(run.record.run)
+                except BacalhauError:
+                    await self._pause(run, RETRY_SECONDS_MAX)
+                    continue
+                if state is None:
+                    # Whatever it answers once, an engine may answer otherwise a moment later.
+                    missed = 0 if await self._is_listed(run) else missed + 1
+                    if missed < MISSED_MAX:
+                        await self._pause(run, RETRY_SECONDS)
+                        continue
+                    await self._settle(follower)
+                    await self._gone(run)
+                    return
+                missed = 0
+                if ends.is_over(state):
+                    if breaks != self._breaks:
+                        # The log may have ended because the engine did.
+                        await self._settle(follower)
+                        follower = None
+                    if not await self._complete(run, copy, follower):
+                        await self._pause(run, RETRY_SECONDS)
+                        follower = None
+                        continue
+                    await self._end(run, state)
+                    return
+                if deadline is None:
+                    deadline = self._deadline(run, state)
+                if follower is not None and follower.done():
+                    self._judge(run, follower)
+                    follower = None
+                    if not run.is_cut:
+                        await self._pause(run, RETRY_SECONDS)
+                if follower is None and not run.is_cut:
+                    breaks = self._breaks
+                    follower = asyncio.create_task(copy.follow(live=True))
+                if run.is_cut or (deadline is not None and self._clock.monotonic() >= deadline):
+                    await self._cut(run)
+                    continue
+                await self._rest(run, follower, deadline)
+        finally:
+            await self._settle(follower)
+
+    async def _is_listed(self, run: Watched) -> bool:
+        """Whether the engine's list has the container, or cannot be had."""
+        try:
+            return run.record.run in await self.listed()
+        except BacalhauError:
+            return True
+
+    def _deadline(self, run: Watched, state: dict[str, Any]) -> float | None:
+        """When its time is over, by the monotonic clock."""
+        limit = run.record.timeout_seconds
+        if limit is None:
+            return None
+        started = ends.moment(state.get("StartedAt"))
+        lasted = (self._clock.now() - started).total_seconds() if started else 0.0
+        return self._clock.monotonic() + max(0.0, limit - max(0.0, lasted))
+
+    async def _rest(
+        self, run: Watched, follower: "asyncio.Task[None] | None", deadline: float | None
+    ) -> None:
+        """Until something happens, or it is time to look again."""
+        seconds = LOOK_SECONDS
+        if deadline is not None:
+            seconds = min(seconds, max(0.0, deadline - self._clock.monotonic()))
+        waker = asyncio.create_task(run.wake.wait())
+        try:
+            tasks = {waker} if follower is None else {waker, follower}
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waker.cancel()
+
+    async def _pause(self, run: Watched, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await run.wake.wait()
+
+    def _judge(self, run: Watched, follower: "asyncio.Task[None]") -> bool:
+        """What came of copying the log; True if it is complete as far as it goes."""
+        error = None if follower.cancelled() else follower.exception()
+        if isinstance(error, OutputLimitError):
+            run.is_cut = True
+            self._mark(run, "OutputLimit", str(error))
+            return True
+        if error is None:
+            return not follower.cancelled()
+        expected = isinstance(error, BacalhauError | RefusedError | FrameError | OSError)
+        logger.log(
+            logging.DEBUG if expected else logging.ERROR,
+            "Copying a log broke off",
+            extra={"run": run.record.run, "error": repr(error)},
+        )
+        return False
+
+    async def _complete(
+        self, run: Watched, copy: LogCopy, follower: "asyncio.Task[None] | None"
+    ) -> bool:
+        """Bring the log to its end. The follower's own end says so; else it is read once more."""
+        if run.is_cut:
+            return True
+        if follower is not None:
+            await asyncio.wait({follower}, timeout=DRAIN_SECONDS)
+            if follower.done() and self._judge(run, follower):
+                return True
+            await self._settle(follower)
+        again = asyncio.create_task(copy.follow(live=False))
+        try:
+            await asyncio.wait({again})
+            return self._judge(run, again) or self._is_lost(again)
+        finally:
+            await self._settle(again)
+
+    @staticmethod
+    def _is_lost(reading: "asyncio.Task[None]") -> bool:
+        """Whether the log itself cannot be read, now or ever: it ends here."""
+        error = reading.exception()
+        return isinstance(error, FrameError) or (
+            isinstance(error, RefusedError) and error.status in (404, 500, 501)
+        )
+
+    async def _settle(self, task: "asyncio.Task[None] | None") -> None:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _cut(self, run: Watched) -> None:
+        """End it: its time or its output is used up."""
+        limit = run.record.timeout_seconds
+        if not run.is_cut and limit is not None:
+            self._mark(run, "Timeout", f"it ran longer than {limit:g} s")
+        try:
+            await self._client.ask("kill", run.container)
+        except RefusedError as error:
+            if error.status not in (404, 409):
+                logger.warning("Could not end a run", extra={"error": error.message})
+        except BacalhauError as error:
+            logger.warning("Could not end a run", extra={"error": error.message})
+        await self._pause(run, RETRY_SECONDS)
+
+    def _mark(self, run: Watched, reason: str, message: str) -> None:
+        now = self._clock.now().timestamp()
+        self._shelf.mark_stop(run.record.run, Stop(reason, message, now))
+
+    async def _end(self, run: Watched, state: dict[str, Any]) -> None:
+        stop = self._shelf.stop_of(run.record.run)
+        if stop is None and state.get("ExitCode") in _SIGNALS:
+            # The events may be a little behind, and one of them may say whose signal it was.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVENT_SECONDS):
+                    await run.died.wait()
+        tail = _tail(Path(run.record.stderr)) if state.get("ExitCode") in (126, 127) else ""
+        await self._write_end(
+            run,
+            ends.ended(state, stop, stderr_tail=tail, foreign=run.foreign, life=self.life),
+        )
+
+    async def _gone(self, run: Watched) -> None:
+        stop = self._shelf.stop_of(run.record.run)
+        why = "its container was removed by somebody else"
+        await self._write_end(run, ends.vanished(stop, why, self._clock.now()))
+
+    async def _write_end(self, run: Watched, end: Observation) -> None:
+        while True:
+            try:
+                self._shelf.write_end(run.record.run, end)
+                break
+            except OSError as error:
+                logger.warning("Could not write down an end", extra={"error": str(error)})
+                await self._clock.sleep(RETRY_SECONDS_MAX)
+        if self.on_end is not None:
+            await self.on_end(run.record)
+
+
+def _unclear(what: str, error: RefusedError) -> BacalhauError:
+    return UnavailableError(f"the Docker engine could not {what}: {error}")
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

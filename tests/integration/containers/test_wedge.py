@@ -1,0 +1,176 @@
+"""An engine that misbehaves: hangs, refuses, lies. Through a proxy on a real engine's socket."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bacalhau.system import SystemClock
+from bacalhau_api.errors import TransientError, UnavailableError
+from bacalhau_controllers.runner.guard import ENGINE_FAULT, GuardedEngine
+from bacalhau_controllers.runner.ports import RunPhase
+from bacalhau_controllers.runner.state import Limits
+from tests.support.docker_faults import FaultProxy, fault_proxy
+from tests.support.docker_lab import SECONDS_MAX, Lab, output, run, until
+
+START = r"POST .*/start"
+INSPECT = r"GET .*/containers/[^/]+/json"
+LIST = r"GET .*/containers/json"
+EVENTS = r"GET .*/events"
+LOGS = r"GET .*/logs"
+
+
+@pytest.fixture
+async def proxy(lab: Lab) -> AsyncIterator[FaultProxy]:
+    """A proxy on the engine's socket, behaving well so far."""
+    with tempfile.TemporaryDirectory(prefix="bp-", dir="/tmp") as directory:
+        async with fault_proxy(Path(directory) / "s", lab.dockerd.socket) as made:
+            yield made
+
+
+async def test_a_wedged_engine_is_noticed_while_it_still_answers(
+    lab: Lab, proxy: FaultProxy
+) -> None:
+    """Starts hang, questions are answered. What runs is not harmed; the node says what is wrong;
+    and when the engine is well again, the very same run starts, once."""
+    engine = await lab.open(proxy.host, start_seconds=2.0)
+    guard = GuardedEngine("docker", engine, SystemClock(), Limits(), starts_max=4)
+    await guard.check()
+    running = lab.workload("sleep 3600")
+    await guard.start(running)
+    proxy.add(START, "hang")
+    stuck = lab.workload("echo once")
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(UnavailableError) as caught:
+        await guard.start(stuck)
+    assert asyncio.get_running_loop().time() - began < 20
+    assert caught.value.reason == ENGINE_FAULT
+    await guard.check()
+    assert (await engine.health()).is_available, "it answers questions, and so seems well"
+    assert not guard.capability.available
+    assert guard.capability.reason.startswith(ENGINE_FAULT)
+    with pytest.raises(UnavailableError):  # at once: others need not hang as well
+        await asyncio.wait_for(guard.start(lab.workload("true")), 1.0)
+    assert (await guard.observe(running.id)).phase is RunPhase.RUNNING
+    assert (await guard.observe(stuck.id)).phase is RunPhase.ABSENT
+    assert (await guard.stop(running.id, 0.0)).reason == "Killed"
+    proxy.heal()
+    assert (await run(engine, stuck)).exit_code == 0
+    assert output(stuck) == "once\n"
+
+
+async def test_threads_that_hang_are_bounded_and_hold_up_nothing_else(
+    lab: Lab, proxy: FaultProxy
+) -> None:
+    engine = await lab.open(proxy.host, start_seconds=1.0, starts_max=2)
+    ended = lab.workload("exit 4")
+    assert (await run(engine, ended)).exit_code == 4
+    fault = proxy.add(START, "hang")
+    starts = [asyncio.create_task(engine.start(lab.workload("true"))) for _ in range(5)]
+    done = await asyncio.wait_for(asyncio.gather(*starts, return_exceptions=True), SECONDS_MAX)
+    assert all(isinstance(error, UnavailableError) for error in done)
+    assert fault.hits <= 5
+    assert (await asyncio.wait_for(engine.observe(ended.id), 5)).exit_code == 4
+    assert (await engine.health()).is_available
+
+
+async def test_a_start_whose_answer_is_lost_is_found_and_not_repeated(
+    lab: Lab, proxy: FaultProxy
+) -> None:
+    engine = await lab.open(proxy.host, start_seconds=1.0)
+    workload = lab.workload("echo once; sleep 3600")
+    proxy.add(START, "late")
+    with pytest.raises(UnavailableError):
+        await engine.start(workload)
+    assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
+    await engine.start(workload)
+    await until(lambda: output(workload) == "once\n", "its log")
+    assert proxy.count(START) == 1
+
+
+async def test_a_create_whose_answer_is_lost(lab: Lab, proxy: FaultProxy) -> None:
+    engine = await lab.open(proxy.host, start_seconds=1.0)
+    workload = lab.workload("echo once")
+    proxy.add(r"POST .*/containers/create", "late", count=1)
+    with pytest.raises(UnavailableError):
+        await engine.start(workload)
+    assert (await engine.observe(workload.id)).phase is RunPhase.ABSENT
+    assert (await run(engine, workload)).exit_code == 0
+    assert output(workload) == "once\n"
+
+
+async def test_an_engine_that_refuses_is_tried_again(lab: Lab, proxy: FaultProxy) -> None:
+    engine = await lab.open(proxy.host)
+    for pattern in (START, r"POST .*/containers/create"):
+        workload = lab.workload("echo once")
+        proxy.add(pattern, "error", count=1)
+        with pytest.raises(TransientError, match="it went wrong"):
+            await engine.start(workload)
+        assert (await run(engine, workload)).exit_code == 0
+        assert output(workload) == "once\n"
+
+
+async def test_lies_are_not_believed(lab: Lab, proxy: FaultProxy) -> None:
+    """One wrong answer is not enough for an end: what runs goes on, and its end is the true one."""
+    engine = await lab.open(proxy.host)
+    workload = lab.workload("sleep 2; echo end; exit 3")
+    await engine.start(workload)
+    proxy.add(INSPECT, "lie", body={"State": {}}, count=1)
+    with pytest.raises(TransientError):
+        await engine.observe(workload.id)
+    proxy.add(INSPECT, "error", status=404, count=3)
+    proxy.add(LIST, "lie", body=[], count=1)
+    await engine.start(workload)
+    await engine.stop("job-of-another-0.0", 0.0)
+    seen = await asyncio.wait_for(engine.wait(workload.id), SECONDS_MAX)
+    assert (seen.phase, seen.exit_code) == (RunPhase.EXITED, 3)
+    assert output(workload) == "end\n"
+
+
+async def test_an_answer_that_is_no_json(lab: Lab, proxy: FaultProxy) -> None:
+    engine = await lab.open(proxy.host)
+    workload = lab.workload("sleep 3600")
+    await engine.start(workload)
+    proxy.add(INSPECT, "lie", body=b"<html>", count=1)
+    with pytest.raises(TransientError):
+        await engine.observe(workload.id)
+    assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
+
+
+async def test_an_end_is_heard_of_without_events_and_logs_have_no_hole(
+    lab: Lab, proxy: FaultProxy
+) -> None:
+    proxy.add(EVENTS, "hang")
+    proxy.add(LOGS, "cut", count=3)
+    engine = await lab.open(proxy.host)
+    workload = lab.workload("seq 1000; exit 6")
+    seen = await run(engine, workload)
+    assert seen.exit_code == 6
+    assert output(workload).split() == [str(n) for n in range(1, 1001)]
+
+
+async def test_a_stop_that_hangs_is_said_and_repeated(lab: Lab, proxy: FaultProxy) -> None:
+    engine = await lab.open(proxy.host, call_seconds=1.0)
+    workload = lab.workload("sleep 3600")
+    await engine.start(workload)
+    proxy.add(r"POST .*/kill", "hang")
+    with pytest.raises(UnavailableError):
+        await engine.stop(workload.id, 0.0)
+    assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
+    proxy.heal()
+    await engine.stop(workload.id, 0.0)
+    seen = await engine.observe(workload.id)
+    assert (seen.exit_code, seen.reason) == (137, "Killed")
+
+
+async def test_no_engine_at_all_is_said_with_the_remedy(lab: Lab) -> None:
+    guard = GuardedEngine(
+        "docker", lab.engine("unix:///nowhere/docker.sock"), SystemClock(), Limits(), starts_max=1
+    )
+    await guard.check()
+    assert not guard.capability.available
+    assert guard.capability.reason.startswith("not installed")
+    assert "--docker-host" in guard.capability.reason
+    lab.engines.clear()

@@ -1,0 +1,232 @@
+"""The docker engine's pure parts: what a container is to be, what its end means, and the rest."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bacalhau.engines.docker import ends, gpus
+from bacalhau.engines.docker.body import Place, PortMapping, create_body
+from bacalhau.engines.docker.images import Reference
+from bacalhau.engines.docker.logs import FrameError, Frames
+from bacalhau.engines.docker.networks import bridge_name
+from bacalhau.engines.docker.options import DockerOptions, engine_host
+from bacalhau.engines.docker.ports import PortRange, variables
+from bacalhau.engines.docker.records import Record, Shelf, Stop
+from bacalhau_api.errors import InvalidError, TerminalError, TransientError
+from bacalhau_api.params import DockerParams
+from bacalhau_api.v1.job import Network, NetworkType, Port, Resources
+from bacalhau_controllers.runner.ports import Observation, RunPhase
+from tests.support.engines import Bench
+
+MIB = 1024 * 1024
+BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def body(tmp_path: Path, place: Place | None = None, **params: Any) -> dict[str, Any]:
+    workload = Bench(tmp_path).workload({}, resources=params.pop("resources", None))
+    made = DockerParams.model_validate({"image": "x", **params})
+    return create_body(workload, made, place or Place("sha256:1", "owner"))
+
+
+def test_the_profile_is_the_same_whatever_a_job_asks(tmp_path: Path) -> None:
+    config = body(tmp_path, user="0", readOnlyRoot=True)["HostConfig"]
+    assert config["CapDrop"] == ["ALL"]
+    assert "CapAdd" not in config
+    assert config["SecurityOpt"] == ["no-new-privileges:true"]
+    assert config["Privileged"] is False
+    assert config["NetworkMode"] == "none"
+    assert config["Memory"] == config["MemorySwap"] == 64 * MIB
+    assert config["PidsLimit"] == 1024
+    assert config["ReadonlyRootfs"] is True
+    assert "Binds" not in config
+
+
+def test_limits_below_what_the_engine_takes_are_raised(tmp_path: Path) -> None:
+    config = body(tmp_path, resources=Resources(memory_bytes=1, cpu_millis=1))["HostConfig"]
+    assert config["Memory"] == config["MemorySwap"] == 6 * MIB
+    assert config["NanoCpus"] == 10_000_000
+
+
+def test_gpus_are_asked_for_by_uuid(tmp_path: Path) -> None:
+    made = body(tmp_path, Place("i", "o", gpus=("GPU-1", "GPU-2")))
+    (request,) = made["HostConfig"]["DeviceRequests"]
+    assert request["DeviceIDs"] == ["GPU-1", "GPU-2"]
+    assert made["Labels"]["org.bacalhau.gpus"] == "GPU-1,GPU-2"
+
+
+def test_ports_are_published(tmp_path: Path) -> None:
+    ports = (PortMapping("web", 25000, 80), PortMapping("x", 25001, 81, "127.0.0.1"))
+    made = body(tmp_path, Place("i", "o", "net", ports=ports))
+    assert made["HostConfig"]["PortBindings"] == {
+        "80/tcp": [{"HostIp": "", "HostPort": "25000"}],
+        "81/tcp": [{"HostIp": "127.0.0.1", "HostPort": "25001"}],
+    }
+    assert variables(ports)["BACALHAU_HOST_PORT_web"] == "25000"
+    assert variables(ports)["BACALHAU_PORT_web"] == "80"
+
+
+def test_a_nul_in_a_variable_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match="NUL"):
+        body(tmp_path, Place("i", "o", env={"A": "a\0b"}))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 64])
+def test_frames_however_they_are_cut(size: int) -> None:
+    def frame(stream: int, data: bytes) -> bytes:
+        return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+
+    whole = frame(1, b"one\n") + frame(2, b"two\n") + frame(1, b"") + frame(1, b"x" * 100)
+    frames, found = Frames(), {"stdout": b"", "stderr": b""}
+    for at in range(0, len(whole), size):
+        for stream, data in frames.feed(whole[at : at + size]):
+            found[stream] += data
+    assert found == {"stdout": b"one\n" + b"x" * 100, "stderr": b"two\n"}
+    with pytest.raises(FrameError):
+        list(Frames().feed(b"not frames at all"))
+
+
+def state(code: int, *, started: float = 0, finished: float = 10, **more: Any) -> dict[str, Any]:
+    def text(seconds: float) -> str:
+        return f"{(BEGAN + timedelta(seconds=seconds)).isoformat()[:19]}.123456789Z"
+
+    times = {"StartedAt": text(started), "FinishedAt": text(finished)}
+    return {"Status": "exited", "ExitCode": code, **times, **more}
+
+
+def test_ends() -> None:
+    assert ends.ended(state(0)).reason == ""
+    assert ends.ended(state(3)).exit_code == 3
+    assert ends.ended(state(137, OOMKilled=True)).reason == "OutOfMemory"
+    survived = ends.ended(state(0, OOMKilled=True))
+    assert (survived.reason, bool(survived.message)) == ("", True)
+    assert ends.ended(state(143), foreign="somebody").phase is RunPhase.VANISHED
+    assert ends.ended(state(0), foreign="somebody").exit_code == 0
+    stop = Stop("Killed", "stopped", (BEGAN + timedelta(seconds=5)).timestamp())
+    assert ends.ended(state(137), stop).reason == "Killed"
+    assert ends.ended(state(4, finished=2), stop).reason == "", "it had ended before"
+    tini = ends.ended(state(127), stderr_tail="[FATAL tini (7)] exec nope failed: not found")
+    assert (tini.reason, "nope" in tini.message) == ("StartFailed", True)
+    assert ends.ended(state(127), stderr_tail="sh: nope: not found").reason == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "started", "finished", "keeps", "is_cut"),
+    [
+        (143, -60, 2, False, True),  # the next engine ended it
+        (255, -60, 2, False, True),  # it was gone when the next engine looked
+        (137, -60, -15, False, True),  # the orderly end of the engine before
+        (1, -60, 2, False, False),  # no signal: its own end
+        (143, -600, -300, False, False),  # long before: its own end
+        (255, 5, 10, False, False),  # began after: its own end
+        (255, -60, 3, True, True),  # live-restore, and gone all the same
+        (143, -60, 3, True, False),  # live-restore: nobody but itself ended it
+        (255, -60, 3000, True, False),
+    ],
+)
+def test_what_an_engine_took_along(
+    code: int, started: float, finished: float, keeps: bool, is_cut: bool
+) -> None:
+    life = ends.EngineLife(BEGAN.timestamp(), keeps)
+    seen = ends.ended(state(code, started=started, finished=finished), life=life)
+    assert (seen.phase is RunPhase.VANISHED) is is_cut
+
+
+def test_moments() -> None:
+    assert ends.moment("0001-01-01T00:00:00Z") is None
+    assert ends.moment("") is None
+    found = ends.moment("2026-01-02T03:04:05.123456789+01:00")
+    assert found == datetime(2026, 1, 2, 2, 4, 5, 123456, tzinfo=UTC)
+    assert ends.moment("2026-01-02T03:04:05.1Z") == datetime(
+        2026, 1, 2, 3, 4, 5, 100000, tzinfo=UTC
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("busybox", "docker.io/library/busybox:latest"),
+        ("busybox:1", "docker.io/library/busybox:1"),
+        ("team/app", "docker.io/team/app:latest"),
+        ("ghcr.io/team/app:2", "ghcr.io/team/app:2"),
+        ("127.0.0.1:5000/a/b/c:3", "127.0.0.1:5000/a/b/c:3"),
+        ("localhost/a", "localhost/a:latest"),
+        ("a@sha256:" + "1" * 64, "docker.io/library/a@sha256:" + "1" * 64),
+        ("a:1@sha256:" + "1" * 64, "docker.io/library/a@sha256:" + "1" * 64),
+        ("index.docker.io/library/a:1", "docker.io/library/a:1"),
+    ],
+)
+def test_references(text: str, complete: str) -> None:
+    assert str(Reference.parse(text)) == complete
+
+
+def test_records_survive_and_the_first_end_stands(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "runs")
+    shelf.open()
+    record = Record(
+        "r.0", "out", "err", "log", 10, ports=(("web", 1, 2, ""),), domains=("a.b",), gpus=("G",)
+    )
+    shelf.write(record)
+    assert Shelf(shelf.root).read("r.0") == record
+    end = Observation(RunPhase.EXITED, 3, started_at=BEGAN, finished_at=BEGAN)
+    shelf.write_end("r.0", end)
+    shelf.write_end("r.0", Observation(RunPhase.VANISHED))
+    assert Shelf(shelf.root).end_of("r.0") == end
+    shelf.mark_stop("r.0", Stop("Timeout", "late", 1.0))
+    shelf.mark_stop("r.0", Stop("Killed", "stopped", 2.0))
+    assert Shelf(shelf.root).stop_of("r.0") == Stop("Timeout", "late", 1.0)
+    (shelf.root / "r.0" / "run.json").write_text("{torn")
+    assert Shelf(shelf.root).read("r.0") is None
+    shelf.remove("r.0")
+    assert shelf.names() == []
+    assert shelf.end_of("r.0") is None
+
+
+def test_ports_of_a_range() -> None:
+    ports = PortRange(40100, 40103)
+    network = Network(type=NetworkType.BRIDGE, ports=(Port(name="a"), Port(name="b", target=80)))
+    first = ports.choose(network, ())
+    assert len({p.host for p in first}) == 2
+    assert [p.container for p in first] == [first[0].host, 80]
+    second = ports.choose(network, {p.host for p in first})
+    assert not {p.host for p in first} & {p.host for p in second}
+    with pytest.raises(TransientError):
+        ports.choose(network, range(40100, 40104))
+
+
+def test_gpus_are_offered_only_if_the_engine_can_give_them() -> None:
+    found = gpus.Probe((gpus.Gpu("GPU-1"), gpus.Gpu("GPU-2")))
+    assert "runtime" in gpus.offered(found, {"Runtimes": {"runc": {}}}).missing
+    assert gpus.offered(found, {"Runtimes": {"nvidia": {}}}) == found
+    cdi = {"DiscoveredDevices": [{"ID": "nvidia.com/gpu=0"}]}
+    assert gpus.offered(found, cdi) == found
+    none = gpus.Probe(missing="no driver")
+    assert gpus.offered(none, {"Runtimes": {"nvidia": {}}}).missing == "no driver"
+    assert gpus.take(found, 1, {"GPU-1"}) == ("GPU-2",)
+    with pytest.raises(TransientError, match="1 of 2 are free"):
+        gpus.take(found, 2, {"GPU-1"})
+
+
+def test_a_machine_without_a_gpu_says_why() -> None:
+    probe = gpus.probe_nvml()
+    assert probe.gpus or probe.missing
+
+
+@pytest.mark.parametrize(
+    "host", ["tcp://10.0.0.1:2375", "ssh://x", "/var/run/docker.sock", "unix://x"]
+)
+def test_an_engine_elsewhere_is_refused(host: str) -> None:
+    with pytest.raises(InvalidError, match="--docker-host"):
+        engine_host(DockerOptions(host=host), {})
+
+
+def test_where_the_engine_is() -> None:
+    assert engine_host(DockerOptions(), {}) == "unix:///var/run/docker.sock"
+    assert engine_host(DockerOptions(), {"DOCKER_HOST": "unix:///a"}) == "unix:///a"
+    assert engine_host(DockerOptions(host="unix:///b"), {"DOCKER_HOST": "unix:///a"}) == "unix:///b"
+
+
+def test_names_of_bridges_fit_the_kernel() -> None:
+    assert len(bridge_name("x" * 300)) <= 15
+    assert bridge_name("a") != bridge_name("b")
