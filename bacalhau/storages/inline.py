@@ -21,7 +21,7 @@ from bacalhau.params import read_params
 from bacalhau_api.base import Model
 from bacalhau_api.errors import TerminalError, TransientError
 from bacalhau_api.v1.job import InputSource, SpecConfig
-from bacalhau_controllers.runner.ports import Fetched, Health
+from bacalhau_controllers.runner.ports import Fetched, Health, Progress, Use
 
 _LIMITS = ArchiveLimits(size_bytes_max=256 * 1024 * 1024, entries_max=10_000)
 _ARCHIVES = frozenset({"application/gzip", "application/x-gzip"})
@@ -60,7 +60,7 @@ class InlineStorage:
             return error.message
         return ""
 
-    async def fetch(self, item: InputSource, into: Path) -> Fetched:
+    async def fetch(self, item: InputSource, into: Path, use: Use) -> Fetched:
         """A file, or for an archive a directory, below `into`."""
         kind, data = self._decode(item.source)
         try:
@@ -72,6 +72,10 @@ class InlineStorage:
         except OSError as error:
             raise TransientError(f"source inline cannot be stored: {error.strerror}") from error
 
+    def progress(self, into: Path) -> Progress | None:
+        """None: it takes no time to speak of."""
+        return None
+
     def _unpack(self, kind: str, data: bytes, into: Path) -> Fetched:
         if kind not in _ARCHIVES:
             path = into / "data"
@@ -79,12 +83,15 @@ class InlineStorage:
             path.unlink(missing_ok=True)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             with os.fdopen(fd, "wb") as file:
+                os.fchmod(fd, 0o644)  # the process's umask is not for what workloads read
                 file.write(data)
             return Fetched(source=path.resolve(), read_only=True, size_bytes=len(data))
         directory = into / "content"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         done = extract(io.BytesIO(data), directory, self._limits)
+        for folder, _, _ in os.walk(directory):
+            os.chmod(folder, 0o755)
         return Fetched(source=directory.resolve(), read_only=True, size_bytes=done.size_bytes)
 
     def _decode(self, source: SpecConfig) -> tuple[str, bytes]:

@@ -15,7 +15,7 @@ from bacalhau.storages.paths import PathRefusedError, PathRules, Vetted, open_be
 from bacalhau_api.base import Model
 from bacalhau_api.errors import TerminalError
 from bacalhau_api.v1.job import InputSource, SpecConfig
-from bacalhau_controllers.runner.ports import Fetched, Health
+from bacalhau_controllers.runner.ports import Fetched, Health, Progress, Use
 
 
 class LocalParams(Model):
@@ -62,10 +62,14 @@ class LocalStorage:
             return error.message
         return ""
 
-    async def fetch(self, item: InputSource, into: Path) -> Fetched:
+    async def fetch(self, item: InputSource, into: Path, use: Use) -> Fetched:
         """Judge the path again, as it is now, and give its real place. Nothing is copied."""
         params = _params(item.source)
         return await asyncio.to_thread(self._bind, params)
+
+    def progress(self, into: Path) -> Progress | None:
+        """None: it takes no time to speak of."""
+        return None
 
     def _vet(self, params: LocalParams) -> Vetted:
         is_created = params.create_as != "noCreate"

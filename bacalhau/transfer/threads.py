@@ -1,0 +1,56 @@
+"""Threads for transfers: their own, because one of them may be busy for hours."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from bacalhau.transfer.progress import CancelledTransferError, Transfer
+
+T = TypeVar("T")
+
+THREADS_MAX = 16
+
+
+class TransferThreads:
+    """Runs blocking transfers. One per node."""
+
+    def __init__(self, threads_max: int = THREADS_MAX) -> None:
+        self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix="transfer")
+        # Quick work on the disk is not held up behind transfers.
+        self._quick = ThreadPoolExecutor(4, thread_name_prefix="cache")
+
+    async def run(self, transfer: Transfer, function: Callable[..., T], *args: object) -> T:
+        """Run a transfer in a thread. Cancelling it waits until the thread has let go, so that
+        nobody else writes where it still does."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._pool, functools.partial(function, *args))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            transfer.cancel()
+            work.cancel()  # if it has not begun
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # seen
+            raise
+        except CancelledTransferError:
+            raise asyncio.CancelledError from None
+
+    async def quick(self, function: Callable[..., T], *args: object) -> T:
+        """Run something short in a thread."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._quick, functools.partial(function, *args))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()
+            raise
+
+    def close(self) -> None:
+        """No new work; what is under way is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._quick.shutdown(wait=False, cancel_futures=True)
