@@ -7,6 +7,7 @@ orchestrator then learns that this node no longer knows what it had begun.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -14,6 +15,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -63,8 +65,15 @@ MIGRATIONS: Final = (
 )
 """Statement lists, one per schema version. Only ever appended to."""
 
+RESERVE_BYTES: Final = 512 * 1024
+RESERVE_PAUSE_COMMITS: Final = 100
+"""After a full disk, so many commits have to succeed before room is set aside again."""
+
 EXECUTION, STATE = "execution", "state"
 PUBLICATION, PROGRESS = "publication", "progress"
+
+_LOG_HEADER_BYTES: Final = 32
+_LOG_MAGIC: Final = (0x377F0682, 0x377F0683)
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _NO_ROOM = {
@@ -73,6 +82,16 @@ _NO_ROOM = {
     sqlite3.SQLITE_BUSY: "another program holds the ledger locked",
     sqlite3.SQLITE_LOCKED: "another program holds the ledger locked",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFiles:
+    """The ledger as files. `set_aside` are the damaged ones that it replaced, oldest first."""
+
+    path: Path
+    size_bytes: int
+    schema_version: int
+    set_aside: tuple[str, ...]
 
 
 class _DamagedError(Exception):
@@ -91,6 +110,8 @@ class SqliteLedger:
         self._ids = ids
         self._database: sqlite3.Connection | None = None
         self._lock_file: int | None = None
+        self._commits_until_reserve = 0
+        self._is_alone = False
         self._meta = Meta(incarnation="")
         self._thread: ThreadPoolExecutor | None = None
 
@@ -106,6 +127,22 @@ class SqliteLedger:
     async def commit(self, entries: Sequence[Entry]) -> None:
         """See Ledger."""
         await self._call(self._commit, entries)
+
+    def files(self) -> LedgerFiles:
+        """What is on the disk now. Takes a few calls of the file system, and never waits."""
+        size = 0
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                size += os.stat(f"{self._path}{suffix}").st_size
+        with contextlib.suppress(OSError):
+            names = sorted(
+                entry.name
+                for entry in os.scandir(self._path.parent)
+                if entry.name.startswith(f"{self._path.stem}.corrupt-")
+                and not entry.name.endswith(("-wal", "-shm"))
+            )
+            return LedgerFiles(self._path, size, len(MIGRATIONS), tuple(names))
+        return LedgerFiles(self._path, size, len(MIGRATIONS), ())
 
     async def close(self) -> None:
         """See Ledger."""
@@ -123,17 +160,82 @@ class SqliteLedger:
     # -- in the thread: opening ------------------------------------------------------------------
 
     def _open(self) -> Book:
-        with _translated(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._hold()
+        try:
+            with _translated(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._hold()
+                return self._open_with_room()
+        except LedgerFullError as error:
+            # While it runs, the agent waits for room; it does not begin without having read all.
+            raise LedgerBrokenError(error.message, hint=error.hint) from error
+
+    def _open_with_room(self) -> Book:
+        try:
+            book = self._open_or_replace()
+        except (sqlite3.Error, OSError) as error:
+            if not _may_lack_room(error):
+                raise
+            # As if the disk is full. The shared memory, by which other programs can look at the
+            # ledger meanwhile, is a file, too: without them it is not needed.
+            self._spend_reserve()
+            self._is_alone = True
+            self._commits_until_reserve = RESERVE_PAUSE_COMMITS
+            return self._open_or_replace()
+        self._keep_reserve()
+        return book
+
+    @property
+    def _reserve(self) -> Path:
+        return self._path.with_suffix(".reserve")
+
+    def _keep_reserve(self) -> None:
+        """Set some room aside. On a disk that others have filled, it lets the agent write down how
+        things ended, and start again what a boot has cut."""
+        try:
+            file = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, RESERVE_BYTES)
+            finally:
+                os.close(file)
+        except OSError:
+            self._spend_reserve()  # half of it helps nobody
+
+    def _spend_reserve(self) -> bool:
+        """Give that room back. False if there was none."""
+        try:
+            spent = self._reserve.stat().st_size > 0
+            self._reserve.unlink()
+        except OSError:
+            return False
+        return spent
+
+    def _open_or_replace(self) -> Book:
+        try:
+            self._check_log()
+            return self._open_file()
+        except _DamagedError as damage:
+            self._set_aside(str(damage))
             try:
                 return self._open_file()
-            except _DamagedError as damage:
-                self._set_aside(str(damage))
-                try:
-                    return self._open_file()
-                except _DamagedError as again:
-                    raise LedgerBrokenError(f"a new ledger cannot be made: {again}") from again
+            except _DamagedError as again:
+                raise LedgerBrokenError(f"a new ledger cannot be made: {again}") from again
+
+    def _check_log(self) -> None:
+        """SQLite passes over a write-ahead log that is none, and shows what was true some time ago.
+        Work must not be taken up from there. Raises _DamagedError.
+
+        A log that is missing cannot be told from one that was checkpointed. Then the ledger is an
+        older copy, which the orchestrator notices by the steps of its reports.
+        """
+        try:
+            with open(f"{self._path}-wal", "rb") as log:
+                header = log.read(_LOG_HEADER_BYTES)
+        except FileNotFoundError:
+            return
+        # A crash may leave it empty, but its header is written in one sector.
+        is_whole = len(header) == _LOG_HEADER_BYTES
+        if is_whole and int.from_bytes(header[:4], "big") not in _LOG_MAGIC:
+            raise _DamagedError("its write-ahead log is not one")
 
     def _hold(self) -> None:
         """Make sure that no other agent uses this ledger, for as long as this process lives."""
@@ -168,6 +270,8 @@ class SqliteLedger:
 
     def _begin(self, database: sqlite3.Connection) -> Book:
         database.text_factory = _text
+        if self._is_alone:
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute("PRAGMA cell_size_check = ON")
         database.execute("PRAGMA busy_timeout = 2000")
@@ -254,12 +358,23 @@ class SqliteLedger:
         if database is None:
             raise LedgerBrokenError("the ledger is not open")
         meta = self._meta
-        with _translated(self._path), _transaction(database):
-            for entry in entries:
-                meta = _write(database, entry, meta)
-            if meta != self._meta:
-                _put_meta(database, meta)
+        try:
+            with _translated(self._path), _transaction(database):
+                for entry in entries:
+                    meta = _write(database, entry, meta)
+                if meta != self._meta:
+                    _put_meta(database, meta)
+        except LedgerFullError:
+            # For the tries that follow; what could not be written now is refused all the same, so
+            # that the node takes on nothing new.
+            self._spend_reserve()
+            self._commits_until_reserve = RESERVE_PAUSE_COMMITS
+            raise
         self._meta = meta
+        if self._commits_until_reserve:
+            self._commits_until_reserve -= 1
+            if not self._commits_until_reserve:
+                self._keep_reserve()
 
 
 def _write(database: sqlite3.Connection, entry: Entry, meta: Meta) -> Meta:
@@ -405,7 +520,35 @@ def _translated(path: Path) -> Iterator[None]:
         # that reads everything again can tell.
         raise LedgerBrokenError(f"the ledger {path} failed: {error}") from error
     except OSError as error:
-        raise LedgerBrokenError(f"the ledger {path} cannot be opened: {error}") from error
+        message = f"the ledger {path} cannot be opened: {error}"
+        raise LedgerBrokenError(message, hint=_remedy(path, error)) from error
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.EROFS:
+            return "its disk is mounted read-only: mount it for writing, then start again"
+        case errno.EACCES | errno.EPERM:
+            try:
+                owner = next(p for p in (path, path.parent) if p.exists()).stat().st_uid
+            except (OSError, StopIteration):
+                return "start the agent as the user who owns the data directory"
+            return (
+                f"it belongs to user {owner}, and this is user {os.geteuid()}: start the agent as "
+                "its owner, or give the data directory to this user (chown -R)"
+            )
+        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:
+            return "something else is in its place: move that away, then start again"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room on its disk, then start again"
+    return "see that its disk is sound and writable, then start again"
+
+
+def _may_lack_room(error: sqlite3.Error | OSError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # What SQLite cannot make or extend beside the file comes as one of the other two.
+    return _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from bacalhau.nats.subjects import agent_subject, node_subject
 from bacalhau.nats.transport import Message, Subscription, Transport
 from bacalhau.node.reader import OutputReader
+from bacalhau.node.upload import Kind, UploadGate
+from bacalhau.system import SystemClock
 from bacalhau_api.errors import BacalhauError, TransientError, UnavailableError
 from bacalhau_api.wire import (
     Ack,
@@ -27,6 +29,8 @@ from bacalhau_api.wire import (
     LogRead,
     OutputRead,
     OutputsList,
+    PinReply,
+    PinRequest,
     Refused,
     Welcome,
     WelcomePart,
@@ -35,6 +39,7 @@ from bacalhau_api.wire import (
 logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_SECONDS = 10.0
+PIN_TIMEOUT_SECONDS = 20.0
 
 READS_MAX = 64
 """Log and output reads served at once; beyond that the answer is that the node is busy."""
@@ -51,7 +56,14 @@ ChangesHandler = Callable[[Changes], Awaitable[Applied | None]]
 class NatsLink:
     """One node's line. Opened before the agent runs, closed after it."""
 
-    def __init__(self, node: str, nats: Transport, reader: OutputReader) -> None:
+    def __init__(
+        self,
+        node: str,
+        nats: Transport,
+        reader: OutputReader,
+        gate: UploadGate | None = None,
+    ) -> None:
+        self._gate = gate or UploadGate(0, SystemClock())
         self._node = node
         self._nats = nats
         self._reader = reader
@@ -104,8 +116,10 @@ class NatsLink:
         if isinstance(message, Hello):
             self._session = message.session
         try:
+            data = message.encode()
+            self._gate.spend(len(data))
             reply = await self._nats.request(
-                node_subject(self._node, kind), message.encode(), timeout=REQUEST_TIMEOUT_SECONDS
+                node_subject(self._node, kind), data, timeout=REQUEST_TIMEOUT_SECONDS
             )
         except TransientError as error:
             raise UnavailableError(f"no answer to {kind}: {error.message}") from error
@@ -115,6 +129,23 @@ class NatsLink:
             raise UnavailableError(f"malformed answer to {kind}") from error
         if answer.node != message.node or answer.session != message.session:
             raise UnavailableError(f"the answer to {kind} is not for this session")
+        return answer
+
+    async def pin(self, ask: PinRequest) -> PinReply | Refused:
+        """Ask about what an input is pinned to; see `bacalhau.node.pins`."""
+        message = ask.but(node=self._node, session=self._session)
+        try:
+            reply = await self._nats.request(
+                node_subject(self._node, "pins"), message.encode(), timeout=PIN_TIMEOUT_SECONDS
+            )
+            model = Refused if "reason" in json.loads(reply.data) else PinReply
+            answer = model.decode(reply.data)
+        except TransientError as error:
+            raise UnavailableError(f"no answer about a manifest: {error.message}") from error
+        except ValueError as error:
+            raise UnavailableError("malformed answer about a manifest") from error
+        if answer.node != message.node or answer.session != message.session:
+            raise UnavailableError("the answer about a manifest is not for this session")
         return answer
 
     # -- from the orchestrator -------------------------------------------------------------------
@@ -160,15 +191,41 @@ class NatsLink:
     async def _serve(self, verb: str, msg: Message) -> bytes | None:
         if verb == "logs":
             log = self._mine(LogRead, msg)
-            return None if log is None else (await self._reader.read_log(log)).encode()
+            return None if log is None else await self._log(log)
         if verb == "outputs.list":
             ask = self._mine(OutputsList, msg)
-            return None if ask is None else (await self._reader.list_outputs(ask)).encode()
+            if ask is None:
+                return None
+            data = (await self._reader.list_outputs(ask)).encode()
+            await self._gate.take(len(data), Kind.RESULT)
+            return data
         if verb == "outputs.read":
             piece = self._mine(OutputRead, msg)
-            return None if piece is None else await self._reader.read_output(piece)
+            return None if piece is None else await self._output(piece)
         logger.warning("Dropped an unknown message", extra={"subject": msg.subject})
         return None
+
+    async def _log(self, ask: LogRead) -> bytes:
+        size = self._gate.piece_bytes(ask.size_bytes_max)
+        chunk = await self._reader.read_log(ask.but(size_bytes_max=size))
+        data = chunk.encode()
+        if chunk.pieces:
+            await self._gate.take(len(data), Kind.LOG)
+        else:
+            self._gate.spend(len(data))
+        return data
+
+    async def _output(self, ask: OutputRead) -> bytes:
+        """A piece, no larger than the upload limit has it: who asked goes on behind it."""
+        size = self._gate.piece_bytes(ask.size_bytes_max)
+        # Before it is read, so that what waits takes no memory.
+        await self._gate.take(size, Kind.RESULT)
+        data = b""
+        try:
+            data = await self._reader.read_output(ask.but(size_bytes_max=size))
+        finally:
+            self._gate.spend(len(data) - size)
+        return data
 
     async def _answer(
         self, msg: Message, data: bytes, headers: dict[str, str] | None = None

@@ -1,6 +1,7 @@
 """What machine this is: which boot, and how much of it jobs may use."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from bacalhau.settings import CapacityOverrides
@@ -15,6 +16,15 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """What an engine knows of its machine: millicores, bytes, devices. 0: not known, or none."""
+
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
+
+
 def boot_id() -> str:
     """Names the present boot; moments of the monotonic clock compare only within one."""
     try:
@@ -25,17 +35,28 @@ def boot_id() -> str:
 
 
 def detect_capacity(
-    data_dir: Path, overrides: CapacityOverrides, *, cgroup: Path = _CGROUP
+    data_dir: Path,
+    overrides: CapacityOverrides,
+    *,
+    engine: Detected | None = None,
+    cgroup: Path = _CGROUP,
 ) -> tuple[Resources, int]:
     """What jobs may use on this machine, and how many executions at a time.
 
-    The limits of the control group count where they are below the machine's. Disk is a share of
-    what is free where the data lies.
+    The limits of the control group, and what `engine` has, count where they are below the
+    machine's. Disk is a share of what is free where the data lies; GPUs are those that the engine
+    can give to workloads.
     """
-    total = _memory_bytes(cgroup)
+    there = engine or Detected()
+    total, cpu_millis = _memory_bytes(cgroup), _cpu_millis(cgroup)
+    total = min(total, there.memory_bytes or total)
+    cpu_millis = min(cpu_millis, there.cpu_millis or cpu_millis)
     reserve = min(MEMORY_RESERVE_BYTES, total // 10)
     detected = Resources(
-        cpu_millis=_cpu_millis(cgroup), memory_bytes=total - reserve, disk_bytes=_disk(data_dir)
+        cpu_millis=cpu_millis,
+        memory_bytes=total - reserve,
+        disk_bytes=_disk(data_dir),
+        gpu=there.gpus,
     )
     given = {
         name: value

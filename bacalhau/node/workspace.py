@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from bacalhau.engines import leash
 from bacalhau.node.files import (
     OutputLimitError,
     StoppedError,
@@ -24,7 +25,7 @@ from bacalhau.node.files import (
     translated,
     walk,
 )
-from bacalhau_api.errors import InvalidError, Problem
+from bacalhau_api.errors import InvalidError, Problem, UnavailableError
 from bacalhau_api.names import check_result_name
 from bacalhau_api.v1.execution import Outputs
 from bacalhau_controllers.contract import Clock
@@ -61,6 +62,7 @@ class DiskWorkspace:
         data_dir = data_dir.absolute()  # other processes are told these paths
         self._executions = data_dir / "executions"
         self._trash = Trash(data_dir / "trash")
+        self._contact = data_dir / "contact"
         self._clock = clock
         self._entries_max = entries_max
         self._bytes_max = bytes_max
@@ -75,6 +77,18 @@ class DiskWorkspace:
         for field, name in (("namespace", namespace), ("execution", execution)):
             _check(field, name, _check_path_name)
         return Layout(self._executions / namespace / execution)
+
+    @property
+    def contact_file(self) -> Path:
+        """See Workspace."""
+        return self._contact
+
+    async def note_contact(self, boot: str, at: float) -> None:
+        """See Workspace."""
+        try:
+            await asyncio.to_thread(leash.note, self._contact, boot, at)
+        except OSError as error:
+            raise UnavailableError(f"cannot write {self._contact}: {error.strerror}") from error
 
     async def prepare(self, layout: Layout, inputs: int) -> None:
         """See Workspace."""
@@ -146,6 +160,8 @@ class DiskWorkspace:
     def _collect(self, layout: Layout, exit_code: int | None, stop: threading.Event) -> Collected:
         with translated(f"the outputs in {layout.outputs} cannot be read"):
             _make(layout.outputs)
+            # Nothing runs any more. What it had as input can leave the cache from now on.
+            self._trash.remove(layout.root / "inputs", stop)
             if exit_code is not None:
                 _write(layout.outputs / EXIT_CODE, f"{exit_code}".encode())
             return Collected(

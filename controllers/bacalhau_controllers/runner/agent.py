@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from bacalhau_api.base import Model
-from bacalhau_api.errors import BacalhauError
+from bacalhau_api.errors import BacalhauError, TransientError
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Resources
 from bacalhau_api.v1.node import Capability, NodeInfo
@@ -25,7 +25,7 @@ from bacalhau_controllers.runner import assign, machine
 from bacalhau_controllers.runner.admission import resources_of
 from bacalhau_controllers.runner.capacity import Allocator
 from bacalhau_controllers.runner.commit import GroupCommit
-from bacalhau_controllers.runner.guard import GuardedEngine
+from bacalhau_controllers.runner.guard import GuardedEngine, within
 from bacalhau_controllers.runner.ledger import (
     Book,
     Entry,
@@ -37,6 +37,7 @@ from bacalhau_controllers.runner.ledger import (
     PutFact,
     PutState,
 )
+from bacalhau_controllers.runner.outbox import Room
 from bacalhau_controllers.runner.ports import (
     Engine,
     Link,
@@ -47,7 +48,7 @@ from bacalhau_controllers.runner.ports import (
 )
 from bacalhau_controllers.runner.publishing import Woken
 from bacalhau_controllers.runner.roster import Roster
-from bacalhau_controllers.runner.session import Session
+from bacalhau_controllers.runner.session import Session, Standing
 from bacalhau_controllers.runner.site import AgentSettings, Site, make_slots
 from bacalhau_controllers.runner.state import (
     AgentStarted,
@@ -63,6 +64,11 @@ from bacalhau_controllers.runner.upkeep import Upkeep
 from bacalhau_controllers.runner.worker import Worker, execution_fact
 
 logger = logging.getLogger(__name__)
+
+NOTE_SECONDS = 5.0
+
+CONTACT_NOTE_SECONDS = 300.0
+"""How old the noted contact with the orchestrator may get where nothing depends on it."""
 
 
 class Snapshot(Model):
@@ -113,6 +119,7 @@ class Agent:
         self._intake = asyncio.Lock()
         self._contact_heard = asyncio.Event()
         self._recovered = asyncio.Event()
+        self._has_noted = False
         writer = GroupCommit(ledger, Book.empty())
         self.site = Site(
             node=node,
@@ -128,6 +135,7 @@ class Agent:
             writer=writer,
             allocator=Allocator(settings.policy.capacity, settings.policy.executions_max),
             slots=make_slots(settings),
+            room=Room(writer, clock, settings.outbox_bytes_max, settings.calm_seconds),
         )
         self.contact: Instant | None = None
         self._session = Session(node, link, self, writer, clock, rng, ids, settings.request_seconds)
@@ -213,6 +221,7 @@ class Agent:
                 asked = resources_of(execution.spec.task, site.policy)
                 site.allocator.hold(uid, asked)
         await site.check_plugs()
+        site.room.look()
         alive = [uid for uid, state in book.states.items() if state.stage is not Stage.DONE]
         found = await asyncio.gather(*(self._look(uid) for uid in alive))
         for uid, seen in zip(alive, found, strict=True):
@@ -292,8 +301,9 @@ class Agent:
         """See Desk."""
         site, settings = self.site, self._settings
         engines = [engine.capability for engine in site.engines.values()]
-        if site.writer.full is not None:
-            reason = f"LedgerFull: {site.writer.full.message}"
+        conditions = site.room.conditions()
+        if conditions:
+            reason = f"{conditions[0].type}: {conditions[0].message}"
             engines = [one.but(available=False, reason=reason) for one in engines]
         return NodeInfo(
             version=settings.version,
@@ -304,6 +314,7 @@ class Agent:
             publishers=tuple(site.publisher_capabilities.values()),
             local_paths=settings.local_paths,
             executions_max=settings.policy.executions_max,
+            conditions=conditions,
         )
 
     def held(self) -> tuple[Known, ...]:
@@ -359,15 +370,40 @@ class Agent:
         for uid, what in orders.publications:
             self._roster.post_publication(uid, what)
 
+    async def parted(self) -> None:
+        """See Desk."""
+        await self._note_contact()
+
     async def _keep_contact(self) -> None:
-        """Write down when the orchestrator was last heard, where the disconnect policy of some
-        execution has to know it after a restart of the agent."""
+        """Write down when the orchestrator was last heard: each time, where the disconnect policy
+        of some execution has to know it after a restart of the agent; else now and then, for
+        people who look at a node that was cut off."""
         while True:
             await self._contact_heard.wait()
             self._contact_heard.clear()
-            if self.contact is not None and self._upkeep.needs_contact():
-                with contextlib.suppress(LedgerFullError):
-                    await self.site.writer.commit([PutContact(self.contact)])
+            await self._lengthen_leashes()
+            noted = self.site.book.meta.contact
+            age = noted.elapsed(self.contact) if noted and self.contact else None
+            if age is None or age >= CONTACT_NOTE_SECONDS or self._upkeep.needs_contact():
+                await self._note_contact()
+
+    async def _lengthen_leashes(self) -> None:
+        """Let workloads know that the orchestrator was heard, that would end themselves without."""
+        contact = self.contact
+        # Once in any case: the file takes its room while there is some.
+        if contact is None or (self._has_noted and not self._upkeep.needs_contact()):
+            return
+        try:
+            note = self.site.workspace.note_contact(contact.boot, contact.mono)
+            await within(NOTE_SECONDS, "noting the contact", note)
+            self._has_noted = True
+        except TransientError as error:
+            logger.warning("Failed to note the contact", extra={"error": error.message})
+
+    async def _note_contact(self) -> None:
+        if self.contact is not None and self.contact != self.site.book.meta.contact:
+            with contextlib.suppress(LedgerFullError):
+                await self.site.writer.commit([PutContact(self.contact)])
 
     # -- for people ------------------------------------------------------------------------------
 
@@ -379,6 +415,21 @@ class Agent:
     def is_welcome(self) -> bool:
         """True while in a session whose full list was taken."""
         return self._session.standing.is_welcome
+
+    @property
+    def standing(self) -> Standing:
+        """How the node stands with the orchestrator."""
+        return self._session.standing
+
+    @property
+    def is_recovered(self) -> bool:
+        """True once everything that an earlier life left was taken up."""
+        return self._recovered.is_set()
+
+    def silence_seconds(self) -> float:
+        """How long the orchestrator has not been heard; since the agent's start, if that was in
+        another boot or never."""
+        return self._upkeep.silence_seconds()
 
     def snapshot(self) -> Snapshot:
         """The present state of the agent as a whole. Holds no secrets."""

@@ -64,6 +64,12 @@ def full_list(
     `steps` has the step of the report that is stored, per uid, where it is of this incarnation.
     """
     orders = Orders()
+    # Before anything else is made of the list: an older copy of a ledger may take for stopped what
+    # runs, and would say so if it was to stop it.
+    for uid, step in steps.items():
+        state = book.states.get(uid)
+        if state is not None and state.report.step < step:
+            orders.events.append((uid, Disowned(step)))
     _changed(orders, book, assignments, now, contact)
     ended = {one.metadata.uid for one in assignments.executions if one.status.phase.is_final}
     for uid, step in steps.items():
@@ -73,9 +79,6 @@ def full_list(
         is_stored = not is_end or uid in ended
         if fact is not None and _step_of(fact) <= step and is_stored:
             orders.entries.append(DropFact(uid, fact.seq))
-        state = book.states.get(uid)
-        if state is not None and state.report.step < step:
-            orders.events.append((uid, Disowned(step)))
         progress = book.publication_states.get(uid)
         if progress is not None and progress.report.step < step:
             orders.publications.append((uid, Behind(step)))

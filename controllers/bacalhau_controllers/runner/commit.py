@@ -45,6 +45,9 @@ class GroupCommit:
         self.fact_stored = asyncio.Event()
         self.full: LedgerFullError | None = None
         """Why the last commit failed; None once one succeeded."""
+        self.refused = 0
+        """How many commits failed for want of room; the newest by `refusal`."""
+        self.refusal: LedgerFullError | None = None
 
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Return once the entries are on disk and in `book`, all together.
@@ -80,7 +83,8 @@ class GroupCommit:
         try:
             await self._ledger.commit(entries)
         except LedgerFullError as error:
-            self.full = error
+            self.full = self.refusal = error
+            self.refused += 1
             _fail(batch, error)
             return
         except LedgerBrokenError as error:

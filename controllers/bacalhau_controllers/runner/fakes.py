@@ -7,7 +7,7 @@ around whatever changes the world: a simulation lets the agent die there. Faults
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,7 +35,9 @@ from bacalhau_controllers.runner.ports import (
     Health,
     Layout,
     Observation,
+    Progress,
     RunPhase,
+    Use,
     Workload,
 )
 
@@ -96,6 +98,9 @@ class FakeEngine:
         """Nothing answers."""
         self.stops_fail = False
         self.start_error: BacalhauError | None = None
+        self.prepare_error: BacalhauError | None = None
+        self.refusal = ""
+        self.pins: dict[str, str] = {}
 
     # -- the world's doing -----------------------------------------------------------------------
 
@@ -138,6 +143,21 @@ class FakeEngine:
         """See Engine."""
         await self._answer()
         return self.health_now
+
+    async def admit(self, params: Mapping[str, object]) -> str:
+        """See Engine."""
+        return self.refusal
+
+    async def prepare(
+        self,
+        params: Mapping[str, object],
+        pins: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> Mapping[str, str]:
+        """See Engine."""
+        if self.prepare_error is not None:
+            raise self.prepare_error
+        return {**self.pins, **pins}
 
     async def start(self, workload: Workload) -> None:
         """See Engine."""
@@ -282,13 +302,17 @@ class FakeStorage:
         """See Storage."""
         return self.refusals.get(str(source.params.get("path", "")), "")
 
-    async def fetch(self, item: InputSource, into: Path) -> Fetched:
+    async def fetch(self, item: InputSource, into: Path, use: Use) -> Fetched:
         """See Storage."""
         await self._boundary("storage.fetch")
         if self.errors:
             raise self.errors.pop(0)
         self.fetched.append(into)
         return Fetched(into, read_only=True)
+
+    def progress(self, into: Path) -> Progress | None:
+        """See Storage."""
+        return None
 
 
 class FakePublisher:
@@ -330,6 +354,7 @@ class MemoryWorkspace:
     def __init__(self, *, boundary: Boundary = no_boundary) -> None:
         self._boundary = boundary
         self.directories: dict[tuple[str, str], FakeDirectory] = {}
+        self.contact: tuple[str, float] | None = None
         self.stray_seconds: dict[tuple[str, str], float] = {}
         self.errors: list[BacalhauError] = []
         """Raised by the next collections, one each."""
@@ -337,6 +362,15 @@ class MemoryWorkspace:
     def layout(self, namespace: str, execution: str) -> Layout:
         """See Workspace."""
         return Layout(Path("/node") / namespace / execution)
+
+    @property
+    def contact_file(self) -> Path:
+        """See Workspace."""
+        return Path("/node/contact")
+
+    async def note_contact(self, boot: str, at: float) -> None:
+        """See Workspace."""
+        self.contact = (boot, at)
 
     async def prepare(self, layout: Layout, inputs: int) -> None:
         """See Workspace."""

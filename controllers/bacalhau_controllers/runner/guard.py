@@ -7,7 +7,7 @@ more, if it calls itself healthy, and the first start that returns clears it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from bacalhau_api.errors import UnavailableError
@@ -76,7 +76,7 @@ class GuardedEngine:
         if self._fault and self._clock.monotonic() < self._retry_at:
             reason = f"{ENGINE_FAULT}: {self._fault}"
             return Capability(name=self.name, available=False, reason=reason, version=version)
-        return Capability(name=self.name, version=version)
+        return Capability(name=self.name, version=version, missing=self._health.missing)
 
     async def check(self) -> None:
         """Open it if that has not worked yet, and ask for its health. Never raises but for
@@ -90,8 +90,26 @@ class GuardedEngine:
         except Exception as error:  # noqa: BLE001 whatever it is, the engine cannot be used
             self._health = Health(is_available=False, reason=str(error) or repr(error))
 
+    async def admit(self, params: Mapping[str, object]) -> str:
+        """See Engine.admit."""
+        return await within(LOOK_SECONDS, f"engine {self.name}", self._engine.admit(params))
+
+    async def prepare(
+        self,
+        params: Mapping[str, object],
+        pins: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> Mapping[str, str]:
+        """See Engine.prepare. Its deadline is the caller's: what is brought may be large."""
+        return await self._engine.prepare(params, pins, tell)
+
     async def start(self, workload: Workload) -> None:
-        """See Engine.start. At most a few at a time; the deadline counts from the call itself."""
+        """See Engine.start. At most a few at a time; the deadline counts from the call itself.
+
+        Raises UnavailableError at once while the engine is known to hang.
+        """
+        if self._fault and self._clock.monotonic() < self._retry_at:
+            raise UnavailableError(self._fault, reason=ENGINE_FAULT)
         seconds = self._limits.start_try_seconds
         async with self._starts:
             try:

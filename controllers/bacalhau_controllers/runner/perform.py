@@ -6,20 +6,24 @@ has a transition for.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bacalhau_api.errors import BacalhauError, TransientError, UnavailableError
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import InputSource
+from bacalhau_api.v1.node import OUTBOX_FULL
 from bacalhau_controllers.runner.admission import decide, environment, resources_of
 from bacalhau_controllers.runner.guard import ENGINE_FAULT, LOOK_SECONDS, GuardedEngine, within
 from bacalhau_controllers.runner.ports import (
     Fetched,
     Layout,
+    Leash,
     Mount,
     Observation,
+    Progress,
     RunPhase,
+    Use,
     Workload,
 )
 from bacalhau_controllers.runner.site import Site
@@ -32,9 +36,11 @@ from bacalhau_controllers.runner.state import (
     Collect,
     CollectDone,
     CollectFailed,
+    Denied,
     EngineGone,
     Event,
     Exited,
+    Fetching,
     InputMount,
     Instruction,
     Prepare,
@@ -50,6 +56,7 @@ from bacalhau_controllers.runner.state import (
     StopDone,
     StopFailed,
     Watch,
+    split_workload_id,
     workload_id,
 )
 
@@ -57,6 +64,9 @@ logger = logging.getLogger(__name__)
 
 DISK_FAULT = "Disk"
 """The reason of a workspace's errors."""
+
+LEASH_SLACK_SECONDS = 2.0
+"""How much later than the agent a workload ends itself: the agent's way is the orderly one."""
 
 DISK_SECONDS = 600.0
 """For what is done on the node's own disk, per execution."""
@@ -78,7 +88,7 @@ async def perform(
             await site.allocator.take(uid, resources_of(execution.spec.task, site.policy))
             return Reserved()
         case Prepare():
-            return await _prepare(site, execution)
+            return await _prepare(site, execution, interim)
         case Start():
             return await _start(site, execution, state, todo)
         case Watch(run):
@@ -128,8 +138,16 @@ async def forget_run(site: Site, execution: Execution, run: int) -> None:
 
 
 async def _admit(site: Site, execution: Execution) -> Event:
+    if site.room.overflow:
+        # A fault of the node, so that the slot goes elsewhere and no attempt is charged. With a
+        # full ledger it only waits instead: nothing can be noted.
+        message = f"this node takes on no new work: {site.room.overflow}"
+        return Denied(OUTBOX_FULL, message, is_system_fault=True)
     refusals: list[str] = []
+    engine = site.engines.get(execution.spec.task.engine.type)
     try:
+        if engine is not None and (why := await engine.admit(execution.spec.task.engine.params)):
+            return Denied("EngineRefused", why)
         for item in execution.spec.task.input_sources:
             storage = site.storages.get(item.source.type)
             if storage is None:
@@ -144,7 +162,7 @@ async def _admit(site: Site, execution: Execution) -> Event:
     return decide(execution, site.policy, site.offers(), refusals)
 
 
-async def _prepare(site: Site, execution: Execution) -> Event:
+async def _prepare(site: Site, execution: Execution, interim: Callable[[Event], None]) -> Event:
     items = execution.spec.task.input_sources
     layout = site.layout(execution)
     try:
@@ -153,36 +171,98 @@ async def _prepare(site: Site, execution: Execution) -> Event:
                 DISK_SECONDS, "making directories", site.workspace.prepare(layout, len(items))
             )
             seconds = site.limits.prepare_try_seconds
-            fetched = await within(seconds, "bringing the inputs", _fetch(site, items, layout))
+            ready = _make_ready(site, execution, interim)
+            pins = await within(seconds, "getting the engine ready", ready)
+            fetch = _fetch(site, execution, layout, interim)
+            fetched = await within(seconds, "bringing the inputs", fetch)
     except BacalhauError as error:
         is_transient = isinstance(error, TransientError)
         reason = "InputUnavailable" if is_transient else "InputFailed"
+        if error.reason.startswith(("Image", "Registry", "Engine")):
+            reason = error.reason
         return PrepareFailed(is_transient, reason, error.message)
     inputs = [
         InputMount(source=str(got.source), target=item.target, read_only=got.read_only)
         for item, got in zip(items, fetched, strict=True)
     ]
-    return Prepared(tuple(inputs))
+    return Prepared(tuple(inputs), pins)
 
 
-async def _fetch(site: Site, items: Sequence[InputSource], layout: Layout) -> list[Fetched]:
+async def _make_ready(
+    site: Site, execution: Execution, interim: Callable[[Event], None]
+) -> Mapping[str, str]:
+    """Have the engine bring what it needs beside the inputs."""
+    spec = execution.spec.task.engine
+    engine = site.engines.get(spec.type)
+    if engine is None:
+        return {}  # said when it is to be started
+
+    def tell(text: str) -> None:
+        interim(Fetching(text))
+
+    return await engine.prepare(spec.params, execution.spec.pins, tell)
+
+
+async def _fetch(
+    site: Site, execution: Execution, layout: Layout, interim: Callable[[Event], None]
+) -> list[Fetched]:
     """All inputs, a few at a time. The first failure ends the others."""
     slots = asyncio.Semaphore(site.settings.fetches_max)
+    spec, items = execution.spec, execution.spec.task.input_sources
 
     async def fetch(number: int, item: InputSource) -> Fetched:
         storage = site.storages.get(item.source.type)
         if storage is None:
             raise UnavailableError(f"this node has no input source {item.source.type!r} any more")
+        use = Use(
+            namespace=execution.metadata.namespace,
+            job_uid=spec.job_uid,
+            generation=spec.slot.generation,
+            execution=execution.name,
+            index=number,
+            partition=0 if spec.slot.node else spec.slot.partition,
+            partitions=1 if spec.slot.node else spec.partition_count,
+        )
         async with slots:
-            return await storage.fetch(item, layout.input(number))
+            return await storage.fetch(item, layout.input(number), use)
 
     tasks = [asyncio.ensure_future(fetch(number, item)) for number, item in enumerate(items)]
+    teller = asyncio.create_task(_tell_progress(site, items, layout, interim))
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
+        for task in (*tasks, teller):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, teller, return_exceptions=True)
+
+
+async def _tell_progress(
+    site: Site, items: Sequence[InputSource], layout: Layout, interim: Callable[[Event], None]
+) -> None:
+    """Say now and then how far the inputs are, and how fast they come. Never ends by itself."""
+    before = site.clock.monotonic()
+    size_before = 0
+    while True:
+        await site.clock.sleep(site.settings.progress_seconds)
+        places = [(site.storages.get(x.source.type), layout.input(n)) for n, x in enumerate(items)]
+        known = [storage.progress(place) for storage, place in places if storage is not None]
+        found = [progress for progress in known if progress is not None]
+        now = site.clock.monotonic()
+        size = sum(progress.done_bytes for progress in found)
+        if found:
+            rate = max(size - size_before, 0) / max(now - before, 0.001)
+            interim(Fetching(_progress_text(found, rate)))
+        before, size_before = now, size
+
+
+def _progress_text(found: Sequence[Progress], rate: float) -> str:
+    """Such as "312 of 1024 MiB, 98.5 MiB/s"."""
+    done = sum(progress.done_bytes for progress in found) / 2**20
+    totals = [progress.total_bytes for progress in found]
+    if None in totals:
+        return f"{done:.0f} MiB, {rate / 2**20:.1f} MiB/s"
+    total = sum(filter(None, totals)) / 2**20
+    return f"{done:.0f} of {total:.0f} MiB, {rate / 2**20:.1f} MiB/s"
 
 
 async def _start(site: Site, execution: Execution, state: RunnerState, todo: Start) -> Event:
@@ -251,7 +331,20 @@ def _workload(
         log_index=layout.log_index,
         timeout_seconds=float(timeout) if timeout else None,
         output_bytes_max=site.settings.output_bytes_max,
+        leash=_leash(site, execution),
+        pins=state.pins,
     )
+
+
+def _leash(site: Site, execution: Execution) -> Leash | None:
+    seconds = execution.spec.local_deadline_seconds
+    if seconds is None:
+        return None
+    now, contact = site.now(), site.book.meta.contact
+    if contact is None or contact.boot != now.boot:
+        contact = now  # nothing is started in a new boot before the orchestrator was heard
+    slack = LEASH_SLACK_SECONDS
+    return Leash(seconds + slack, contact.mono, contact.boot, site.workspace.contact_file)
 
 
 async def _watch(
@@ -293,9 +386,18 @@ async def _stop(site: Site, execution: Execution, todo: Stop) -> Event:
     run_id = workload_id(execution, todo.run)
     try:
         async with site.slots.stops:
+            if execution.spec.local_deadline_seconds is not None:
+                for later in _later_runs(await engine.list(), execution, todo.run):
+                    await engine.stop(later, todo.grace_seconds)
             return StopDone(todo.run, await engine.stop(run_id, todo.grace_seconds))
     except BacalhauError as error:
         return StopFailed(todo.run, error.message)
+
+
+def _later_runs(found: Sequence[str], execution: Execution, run: int) -> list[str]:
+    """Of all runs in an engine, those of one execution that came after one."""
+    parts = ((one, split_workload_id(one)) for one in found)
+    return [one for one, part in parts if part and part[0] == execution.name and part[1] > run]
 
 
 async def _collect(site: Site, execution: Execution, exit_code: int | None) -> Event:

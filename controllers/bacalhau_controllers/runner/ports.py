@@ -6,11 +6,11 @@ repeated, as after a crash. Each implementation passes the suite of its kind in 
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from bacalhau_api.v1.execution import Outputs, Publication
 from bacalhau_api.v1.job import InputSource, Network, Resources, SpecConfig
@@ -37,6 +37,27 @@ class Mount:
     read_only: bool = True
 
 
+DISCONNECTED: Final = "Disconnected"
+"""Reason of an end that the disconnect policy `stop` asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leash:
+    """For how long a workload may go on without contact with the orchestrator (policy `stop`).
+
+    The agent sees to it by itself. An engine whose workloads outlive the agent has to see to it too,
+    by something that lives as long as they do: it ends the workload, with reason `Disconnected`,
+    once the last contact is `seconds` ago, told by the clock that goes on while the machine sleeps
+    (CLOCK_BOOTTIME). `contact` is the last one by that clock, in the boot named `boot`; later ones
+    are noted in the file `noted` (read it with `bacalhau.engines.leash`).
+    """
+
+    seconds: float
+    contact: float
+    boot: str
+    noted: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One start of one execution. `id` is `<execution name>.<run>`, unique on the node for ever.
@@ -44,7 +65,7 @@ class Workload:
     `directory` belongs to this run: the engine may keep its own files there. stdout and stderr
     are files that the engine appends to while the workload runs, `log_index` says when and in
     which order (see `bacalhau.engines.logfile`). Each stream is cut, and the workload killed with
-    reason OutputLimit, at `output_bytes_max`.
+    reason OutputLimit, at `output_bytes_max`. `pins` is what `Engine.prepare` returned.
     """
 
     id: str
@@ -59,6 +80,8 @@ class Workload:
     log_index: Path
     timeout_seconds: float | None = None
     output_bytes_max: int = 64 * 1024 * 1024
+    pins: Mapping[str, str] = field(default_factory=dict)
+    leash: Leash | None = None
 
 
 class RunPhase(StrEnum):
@@ -75,7 +98,7 @@ class Observation:
     """What an engine knows of one run.
 
     `reason` is empty for an end by the workload itself; else one of OutOfMemory, Timeout,
-    OutputLimit, Trap, Killed, StartFailed, CompileFailed, EngineFault. `is_system_fault` is true
+    OutputLimit, Trap, Killed, Disconnected, StartFailed, CompileFailed, EngineFault. `is_system_fault` is true
     where the workload is not to blame.
     """
 
@@ -90,11 +113,13 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a plug can be used now, and if not, why."""
+    """Whether a plug can be used now, and if not, why. `missing` is what of it cannot be used on
+    this node, each with the reason."""
 
     is_available: bool
     reason: str = ""
     version: str = ""
+    missing: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -107,6 +132,25 @@ class Engine(Protocol):
 
     async def health(self) -> Health:
         """Cheap; asked every few seconds."""
+        ...
+
+    async def admit(self, params: Mapping[str, object]) -> str:
+        """Empty if this node may run such a workload; else the reason, for users. Cheap."""
+        ...
+
+    async def prepare(
+        self,
+        params: Mapping[str, object],
+        pins: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> Mapping[str, str]:
+        """Bring what the workload needs beside its inputs, such as an image. May take long, and
+        says by `tell` how far it is.
+
+        References that may come to mean something else are resolved once: `pins` says what they
+        were resolved to before, elsewhere perhaps. Returns what they stand for in every run.
+        Raises TerminalError or TransientError.
+        """
         ...
 
     async def start(self, workload: Workload) -> None:
@@ -151,6 +195,28 @@ class Fetched:
     size_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Whose input it is: input number `index` of an execution, which is partition `partition` of
+    `partitions` (0 of 1 where the job's type has none) of one generation of a job."""
+
+    namespace: str = ""
+    job_uid: str = ""
+    generation: int = 0
+    execution: str = ""
+    index: int = 0
+    partition: int = 0
+    partitions: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an input is: bytes that are here, and bytes in all (None: not known)."""
+
+    done_bytes: int
+    total_bytes: int | None = None
+
+
 class Storage(Protocol):
     """Brings one type of input to this node."""
 
@@ -162,11 +228,15 @@ class Storage(Protocol):
         """Empty if this node may and can provide the source; else the reason, for users."""
         ...
 
-    async def fetch(self, item: InputSource, into: Path) -> Fetched:
+    async def fetch(self, item: InputSource, into: Path, use: Use) -> Fetched:
         """Make the input available under `into` (an empty directory of its own) or where it lies.
 
         Raises TerminalError (not there, not allowed, corrupt) or TransientError.
         """
+        ...
+
+    def progress(self, into: Path) -> Progress | None:
+        """How far the fetch into `into` is; None if there is none, or nothing to tell."""
         ...
 
 
@@ -260,6 +330,16 @@ class Workspace(Protocol):
         The digest is `sha256:` over one line per regular file, `<sha256 hex>  <path>`, sorted by
         path. Raises TerminalError with reason OutputLimit beyond the caps.
         """
+        ...
+
+    @property
+    def contact_file(self) -> Path:
+        """What `note_contact` writes to."""
+        ...
+
+    async def note_contact(self, boot: str, at: float) -> None:
+        """Note for the node's workloads when the orchestrator was last heard: `at` by the monotonic
+        clock of the boot named `boot` (see Leash). Takes no new room on a full disk."""
         ...
 
     async def drop_outputs(self, layout: Layout) -> None:

@@ -7,11 +7,12 @@ orchestrator; then another begins. What a message means is left to the `Desk`, w
 
 import asyncio
 import hmac
+import itertools
 import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from bacalhau_api.errors import UnavailableError
 from bacalhau_api.v1.node import NodeInfo
@@ -47,6 +48,10 @@ PARTS_MAX = 10_000
 WELCOME_SECONDS = 60.0
 """How long changes wait for the full list that they follow."""
 
+INFO_BEATS: Final = 12
+"""What the node is goes with one beat of so many also if it did not change: a late copy of an older
+beat may have said something else."""
+BEAT_SECONDS_MAX = 60.0
 PAUSE_SECONDS = 0.2
 PAUSE_SECONDS_MAX = 30.0
 ASK_AGAIN_SECONDS = 30.0
@@ -79,6 +84,10 @@ class Desk(Protocol):
         """Facts were acknowledged and are dropped."""
         ...
 
+    async def parted(self) -> None:
+        """A session has ended."""
+        ...
+
     async def take_list(
         self, assignments: Assignments, steps: Mapping[str, int], sent: Instant
     ) -> None:
@@ -108,6 +117,9 @@ class Standing:
     is_approved: bool = False
     message: str = "not connected yet"
     since: Instant | None = None
+    beat_seconds: float = 5.0
+    again: Instant | None = None
+    """When the next session is tried, while there is none and the line is up."""
 
 
 class Session:
@@ -167,6 +179,7 @@ class Session:
             pause = min(pause * 2, PAUSE_SECONDS_MAX) if is_short else PAUSE_SECONDS
             if self._link.is_up:
                 seconds = max(over.again_seconds, pause) * self._rng.uniform(0.75, 1.25)
+                self.standing.again = self._desk.now().plus(seconds)
                 await self._clock.sleep(seconds)
 
     # -- one session ---------------------------------------------------------------------------
@@ -181,6 +194,7 @@ class Session:
         if over.reason != self.standing.message:
             logger.info("Ended session", extra={"reason": over.reason})
         self.standing = Standing(message=over.reason, since=self._desk.now())
+        await self._desk.parted()
         return over
 
     async def _until_over(self) -> SessionOver:
@@ -245,6 +259,7 @@ class Session:
             is_approved=first.is_approved,
             message=message,
             since=sent,
+            beat_seconds=min(max(first.beat_seconds, 0.1), BEAT_SECONDS_MAX),
         )
         logger.info(
             "Began session",
@@ -264,19 +279,20 @@ class Session:
 
     async def _beats(self, welcome: Welcome) -> None:
         """Say every few seconds that this node is alive."""
-        period = min(max(welcome.beat_seconds, 0.1), 60.0)
+        period = min(max(welcome.beat_seconds, 0.1), BEAT_SECONDS_MAX)
         ask_again_at = self._clock.monotonic() + ASK_AGAIN_SECONDS
-        while True:
+        for number in itertools.count(1):
             await self._clock.sleep(period)
             is_settled = welcome.is_approved and self._welcomed.is_set()
             if not is_settled and self._clock.monotonic() >= ask_again_at:
                 raise SessionOver(self.standing.message)
             info = self._desk.info()
+            is_known = info == self._info and number % INFO_BEATS
             beat = Beat(
                 node=self._node,
                 session=self.id,
                 changes_seen=self._seen,
-                info=None if info == self._info else info,
+                info=None if is_known else info,
                 facts_waiting=len(self._writer.book.facts),
             )
             sent = self._desk.now()
@@ -284,6 +300,8 @@ class Session:
                 reply = await self._request("beat", beat)
             except UnavailableError as error:
                 logger.info("Missed a beat", extra={"error": error.message})
+                if beat.info is not None:
+                    self._info = None  # it may have been heard: whatever is true next is news
                 continue
             if not isinstance(reply, BeatReply):
                 continue

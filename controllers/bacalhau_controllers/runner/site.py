@@ -13,6 +13,7 @@ from bacalhau_controllers.runner.capacity import Allocator
 from bacalhau_controllers.runner.commit import GroupCommit
 from bacalhau_controllers.runner.guard import GuardedEngine, plug_capability
 from bacalhau_controllers.runner.ledger import Book
+from bacalhau_controllers.runner.outbox import Room
 from bacalhau_controllers.runner.ports import Layout, Publisher, Storage, Workspace
 from bacalhau_controllers.runner.state import Instant, Limits
 
@@ -25,6 +26,7 @@ class AgentSettings:
     within one, so the clock must go on through restarts of the agent and through suspend.
     Seconds, bytes and counts are as the names say. `retention_*` bound the outputs of finished
     executions whose reports are stored; 0 keeps them until the orchestrator lets go.
+    `outbox_bytes_max` bounds what has yet to be handed over (see `runner.outbox`); 0 is no bound.
     """
 
     boot: str
@@ -47,10 +49,15 @@ class AgentSettings:
     publish_retry_seconds_max: float = 300.0
     request_seconds: float = 30.0
     health_seconds: float = 10.0
+    progress_seconds: float = 5.0
+    """Between two words on how far inputs are."""
     sweep_seconds: float = 60.0
     tidy_seconds: float = 300.0
     retention_seconds: float = 7 * 86400.0
     retention_bytes: int = 0
+    outbox_bytes_max: int = 0
+    calm_seconds: float = 30.0
+    """How long the ledger counts as full after a commit was refused for want of room."""
     flush_seconds: float = 0.05
     """How long progress that nothing depends on may wait to be written together with more."""
 
@@ -80,6 +87,7 @@ class Site:
     writer: GroupCommit
     allocator: Allocator
     slots: Slots
+    room: Room
     storage_capabilities: dict[str, Capability] = field(default_factory=dict)
     publisher_capabilities: dict[str, Capability] = field(default_factory=dict)
 

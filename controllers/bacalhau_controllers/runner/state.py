@@ -5,7 +5,8 @@ so a field may be added with a default, but never renamed or given another meani
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -15,6 +16,9 @@ from pydantic import Field
 from bacalhau_api.base import Model, Timestamp
 from bacalhau_api.v1.execution import Execution, Phase, Report
 from bacalhau_controllers.runner.ports import Collected, Observation
+
+LEDGER_LOST: Final = "LedgerLost"
+"""Reason of an end that follows from a ledger that knows less than it once did."""
 
 WORDS_MAX: Final = 1024
 """Characters of an error's words that go into a report; the rest is in the node's log."""
@@ -113,6 +117,9 @@ class RunnerState(Model):
     restarts: int = Field(default=0, description="Ends of runs in a row that backoff counts.")
     interruptions: int = Field(default=0, description="Runs that were cut by a fault of the node.")
     inputs: tuple[InputMount, ...] = ()
+    pins: dict[str, str] = Field(
+        default_factory=dict, description="What the engine resolved references to, for every run."
+    )
     end: End | None = None
     is_assigned: bool = True
     needs_contact: bool = Field(
@@ -181,6 +188,14 @@ class Prepared:
     """All inputs are here."""
 
     inputs: tuple[InputMount, ...] = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """The inputs are on their way; `message` says how far."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +347,7 @@ Event = (
     Admitted | Denied | AdmitFailed | Reserved | Prepared | PrepareFailed | Started | StartFailed
     | Exited | EngineGone | StopDone | StopFailed | CollectDone | CollectFailed | Cleaned
     | CleanFailed | OutputsDropped | TimerDue | StopRequested | Unassigned | Reassigned | CutOff
-    | LinkUp | Disowned | Halted | AgentStarted
+    | LinkUp | Disowned | Halted | AgentStarted | Fetching
 )  # fmt: skip
 
 
@@ -376,7 +391,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End run `run`."""
+    """End run `run`; under the policy `stop` also any after it that this ledger does not know."""
 
     run: int
     grace_seconds: float
@@ -437,18 +452,41 @@ def new_state(incarnation: str, now: Instant) -> RunnerState:
     return RunnerState(stage=Stage.ADMITTING, since=now, report=report)
 
 
+_LEDGER_LOST_MESSAGE: Final = (
+    "the node lost its ledger (wiped, replaced or restored from an old copy) after it had begun "
+    "this execution"
+)
+
+
 def lost_state(execution: Execution, incarnation: str, now: Instant) -> RunnerState:
     """The state of an execution that an earlier ledger of this node reported about: what became
-    of it is not known, so it is not started again here."""
+    of it is not known, so it is not started again here.
+
+    What may still run of it is removed in time. Under the policy `stop` its end is not reported
+    before that, since another attempt follows.
+    """
     told = execution.status.report
+    if told is not None and execution.spec.local_deadline_seconds is not None:
+        run = max(told.run, 1)
+        return RunnerState(
+            stage=Stage.STOPPING,
+            since=now,
+            run=run,
+            end=End(
+                phase=Phase.FAILED,
+                reason=LEDGER_LOST,
+                message=_LEDGER_LOST_MESSAGE,
+                is_system_fault=True,
+            ),
+            report=told.but(incarnation=incarnation, step=told.step + 1),
+        )
     report = Report(
         step=told.step + 1 if told else 1,
         incarnation=incarnation,
         phase=Phase.FAILED,
         run=told.run if told else 0,
-        reason="LedgerLost",
-        message="the node lost its ledger (wiped, replaced or restored from an old copy) after "
-        "it had begun this execution",
+        reason=LEDGER_LOST,
+        message=_LEDGER_LOST_MESSAGE,
         is_system_fault=True,
         prepared_at=told.prepared_at if told else None,
         started_at=told.started_at if told else None,

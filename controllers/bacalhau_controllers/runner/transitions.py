@@ -8,8 +8,9 @@ from typing import Any
 
 from bacalhau_api.v1.execution import Phase
 from bacalhau_controllers.runner.duties import Case, seconds_until, timer
-from bacalhau_controllers.runner.ports import Collected, Observation, RunPhase
+from bacalhau_controllers.runner.ports import DISCONNECTED, Collected, Observation, RunPhase
 from bacalhau_controllers.runner.state import (
+    LEDGER_LOST,
     AdmitFailed,
     Admitted,
     AgentStarted,
@@ -23,6 +24,7 @@ from bacalhau_controllers.runner.state import (
     End,
     EngineGone,
     Exited,
+    Fetching,
     Halted,
     Instant,
     LinkUp,
@@ -84,8 +86,13 @@ def capacity_wait_over(case: Case, state: RunnerState, event: TimerDue) -> Runne
 
 
 def prepared(case: Case, state: RunnerState, event: Prepared) -> RunnerState:
-    report = state.report.but(prepared_at=case.now.wall)
-    return _start_next(case, state.but(inputs=event.inputs, report=report))
+    pins = dict(event.pins)
+    report = state.report.but(prepared_at=case.now.wall, pins=pins)
+    return _start_next(case, state.but(inputs=event.inputs, pins=pins, report=report))
+
+
+def fetching(case: Case, state: RunnerState, event: Fetching) -> RunnerState:
+    return state.but(detail=event.message)
 
 
 def prepare_failed(case: Case, state: RunnerState, event: PrepareFailed) -> RunnerState:
@@ -153,6 +160,8 @@ def _ended(case: Case, state: RunnerState, seen: Observation) -> RunnerState:
     if seen.phase is not RunPhase.EXITED:
         return _interrupted(case, state, seen)
     end = _end_of(seen, case.now)
+    if end.phase is Phase.STOPPED:
+        return _enter(case, state, Stage.COLLECTING, end=end)
     policy = case.spec.restart.policy
     is_failure = end.phase is not Phase.SUCCEEDED
     if case.is_long_running and (policy == "always" or (policy == "onFailure" and is_failure)):
@@ -239,14 +248,14 @@ def stop_requested(case: Case, state: RunnerState, event: StopRequested) -> Runn
 
 
 def cut_off(case: Case, state: RunnerState, event: CutOff) -> RunnerState:
-    end = End(phase=Phase.STOPPED, reason="Disconnected", message=words(event.message))
+    end = End(phase=Phase.STOPPED, reason=DISCONNECTED, message=words(event.message))
     return _stop(case, state, end)
 
 
 def disowned(case: Case, state: RunnerState, event: Disowned) -> RunnerState:
     report = state.report.but(step=max(state.report.step, event.step))
     end = _fault(
-        "LedgerLost",
+        LEDGER_LOST,
         "the node's ledger is an older copy: it had already gone further than it knows",
     )
     return _stop(case, state.but(report=report), end)
@@ -269,6 +278,10 @@ def _stop(case: Case, state: RunnerState, end: End) -> RunnerState:
     """End it, wherever it is on its way."""
     if state.stage in (Stage.STARTING, Stage.RUNNING):
         return _enter(case, state, Stage.STOPPING, end=end)
+    if case.spec.local_deadline_seconds is not None:
+        # Another attempt may follow at once, and the ledger may be an old copy that knows of less
+        # than was started: the engine has the last word on what runs.
+        return _enter(case, state, Stage.STOPPING, end=end, run=max(state.run, 1))
     end = end.but(finished_at=case.now.wall)
     if state.stage is Stage.RESTARTING:
         return _enter(case, state, Stage.COLLECTING, end=end)
@@ -287,12 +300,14 @@ def _over(case: Case, state: RunnerState, seen: Observation) -> RunnerState:
         return _enter(case, state, Stage.CLEANING, end=None)
     end = state.end or End(phase=Phase.STOPPED, reason="Stopped")
     end = end.but(exit_code=seen.exit_code, finished_at=seen.finished_at or case.now.wall)
+    if seen.phase is RunPhase.ABSENT and not state.report.run:
+        return _done(case, state, end)  # nothing ever ran, so there is nothing to sum up
     if (
         not case.is_long_running
         and seen.phase is RunPhase.EXITED
         and seen.finished_at is not None
         and seen.finished_at < state.since.wall
-        and end.reason != "LedgerLost"
+        and end.reason != LEDGER_LOST
     ):
         # It had ended by itself before anybody asked for a stop: what is finished counts.
         end = _end_of(seen, case.now)
@@ -419,7 +434,15 @@ def _fault(reason: str, message: str) -> End:
 
 
 def _end_of(seen: Observation, now: Instant) -> End:
-    """How a run that ended by itself ended."""
+    """How a run that ended by itself ended. One that was on a leash was stopped by it."""
+    if seen.reason == DISCONNECTED:
+        return End(
+            phase=Phase.STOPPED,
+            reason=DISCONNECTED,
+            message=words(seen.message),
+            exit_code=seen.exit_code,
+            finished_at=seen.finished_at or now.wall,
+        )
     is_success = seen.exit_code == 0 and not seen.reason
     if is_success:
         reason = ""

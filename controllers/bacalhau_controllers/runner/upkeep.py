@@ -89,6 +89,7 @@ class Upkeep:
         while True:
             await self._site.clock.sleep(self._site.settings.health_seconds)
             await self._site.check_plugs()
+            self._site.room.look()
             await self._probe_ledger()
 
     async def _probe_ledger(self) -> None:
@@ -158,6 +159,15 @@ class Upkeep:
             due = self.check_cut_off()
             await self._site.clock.sleep(min(due, CUT_OFF_SECONDS))
 
+    def silence_seconds(self) -> float:
+        """How long the orchestrator has not been heard; since the agent's start, if that was in
+        another boot or never."""
+        now, contact = self._site.now(), self._home.contact
+        seconds = contact.elapsed(now) if contact else None
+        if seconds is None:  # another boot: nothing that needs contact runs (see the machine)
+            seconds = self._started.elapsed(now) or 0.0
+        return seconds
+
     def check_cut_off(self) -> float:
         """Tell each execution whose policy does not allow to be cut off for as long as it is.
         Returns the seconds until the next may be due.
@@ -165,10 +175,7 @@ class Upkeep:
         The time counts from when the last answered request was *sent*: the orchestrator, which
         counts from when it came, always waits longer than this node does.
         """
-        now, contact = self._site.now(), self._home.contact
-        seconds = contact.elapsed(now) if contact else None
-        if seconds is None:  # another boot: nothing that needs contact runs (see the machine)
-            seconds = self._started.elapsed(now) or 0.0
+        seconds = self.silence_seconds()
         due = CUT_OFF_SECONDS
         for uid, worker in list(self._home.workers.items()):
             allowed = worker.execution_deadline_seconds

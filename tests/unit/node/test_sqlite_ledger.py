@@ -202,8 +202,10 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> No
     with database:
         database.execute("PRAGMA user_version = 2")
         database.execute("INSERT INTO migrations VALUES (2, 'later')")
+    database.close()
     with pytest.raises(LedgerBrokenError, match="newer version"):
         await read(path)
+    database = sqlite3.connect(path)
     with database:
         database.execute("PRAGMA user_version = 1")
         database.execute("DELETE FROM migrations WHERE version = 2")

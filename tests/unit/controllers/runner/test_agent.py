@@ -72,7 +72,7 @@ def test_a_thousand_at_once_share_their_flushes(loop: SimLoop) -> None:
     w.do(w.hub.assign(*(execution(name, seconds=5) for name in names)))
     reports = w.until_final(*names)
     assert {report.phase for report in reports} == {Phase.SUCCEEDED}
-    assert stored(w).commits < 500
+    assert stored(w).commits < 600
     assert all(count == 1 for count in w.engine.started.values())
 
 
@@ -311,6 +311,9 @@ def test_a_full_disk_that_nobody_writes_to_is_found_to_have_room(loop: SimLoop) 
     assert not w.live.info().engines[0].available
     stored(w).is_full = False
     loop.advance(11)
+    assert w.live.site.writer.full is None
+    assert not w.live.info().engines[0].available  # small commits may succeed on a full disk, too
+    loop.advance(30)
     assert w.live.info().engines[0].available
 
 
@@ -374,6 +377,32 @@ def test_policy_stop_stops_by_the_nodes_own_clock(loop: SimLoop) -> None:
     w.hub.link.set_up(True)
     report = w.until_final("a")[0]
     assert (report.phase, report.reason) == (Phase.STOPPED, "Disconnected")
+
+
+def test_work_gets_a_leash_that_grows_with_each_contact(loop: SimLoop) -> None:
+    """So that it ends by itself should the agent be dead when the time has come."""
+    w = world(loop)
+    w.do(
+        w.hub.assign(execution("a", seconds=None, local_deadline=60), execution("b", seconds=None))
+    )
+    w.until(lambda: len(w.engine.running()) == 2)
+    leash = w.engine.runs["a.1"].workload.leash
+    assert leash is not None
+    assert leash.noted == w.workspace.contact_file
+    assert 60 < leash.seconds < 65, "a little more than the agent's own time"
+    assert w.clock.monotonic() - 10 < leash.contact <= w.clock.monotonic()
+    assert w.engine.runs["b.1"].workload.leash is None
+    loop.advance(200)
+    noted = w.workspace.contact
+    assert noted is not None
+    assert noted[0] == leash.boot
+    assert w.clock.monotonic() - 10 < noted[1] <= w.clock.monotonic()
+    assert w.hub.link is not None
+    w.hub.link.set_up(False)
+    loop.advance(30)
+    noted = w.workspace.contact
+    assert noted is not None
+    assert noted[1] < w.clock.monotonic() - 29
 
 
 def test_a_link_that_is_up_but_deaf_is_no_contact(loop: SimLoop) -> None:
@@ -566,7 +595,7 @@ def test_a_full_disk_refuses_new_work_and_keeps_the_old(loop: SimLoop) -> None:
     stored(w).is_full = False
     reports = w.until_final("a", "b", seconds_max=120)
     assert {one.phase for one in reports} == {Phase.SUCCEEDED}
-    assert w.live.info().engines[0].available
+    w.until(lambda: w.live.info().engines[0].available, seconds_max=60)
 
 
 def test_a_full_disk_does_not_hold_up_the_policy_stop(loop: SimLoop) -> None:

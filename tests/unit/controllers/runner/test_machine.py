@@ -29,6 +29,7 @@ from bacalhau_controllers.runner.state import (
     EngineGone,
     Event,
     Exited,
+    Fetching,
     Halted,
     InputMount,
     Instant,
@@ -183,7 +184,7 @@ def samples(run: int) -> list[Event]:
         StopFailed(run, "hung"), CollectDone(COLLECTED), CollectFailed(True, "Disk", "full"),
         CollectFailed(False, "OutputLimit", "too much"), Cleaned(), CleanFailed("busy"),
         OutputsDropped(), TimerDue(), StopRequested("UserRequest"), Unassigned(), Reassigned(),
-        CutOff("60 s"), LinkUp(), Disowned(9), Halted(), AgentStarted(), AgentStarted(RUNNING),
+        Fetching("3 of 9 MiB"), CutOff("60 s"), LinkUp(), Disowned(9), Halted(), AgentStarted(), AgentStarted(RUNNING),
         AgentStarted(exited(1)), AgentStarted(VANISHED), AgentStarted(ABSENT),
     ]  # fmt: skip
     assert {type(event) for event in events} == set(EVENTS)
@@ -619,6 +620,27 @@ def test_cut_off_ends_in_stopped(stage: Stage) -> None:
     assert (case.state.report.phase, case.state.report.reason) == (Phase.STOPPED, "Disconnected")
 
 
+@pytest.mark.parametrize("kind", list(JobType))
+@pytest.mark.parametrize("how", ["seen", "found", "stopping"])
+def test_a_run_that_its_leash_ended_was_stopped(kind: JobType, how: str) -> None:
+    """Not failed, and not to be started again: neither where the agent saw it, nor where the next
+    agent finds it, nor where the agent was about to stop it."""
+    case = started_case(execution(job_type=kind, local_deadline=60))
+    ended = exited(137, "Disconnected", at=70)
+    if how == "seen":
+        case.on(Exited(1, ended), after=70)
+    elif how == "found":
+        case.on(AgentStarted(ended), after=900)
+    else:
+        case.on(CutOff("the node was cut off"), after=71)
+        case.on(StopDone(1, ended))
+    assert case.state.stage is Stage.COLLECTING
+    case.on(CollectDone(COLLECTED))
+    report = case.state.report
+    assert (report.phase, report.reason) == (Phase.STOPPED, "Disconnected")
+    assert not report.is_system_fault
+
+
 @pytest.mark.parametrize("stage", [s for s in Stage if (s, Unassigned) in TRANSITIONS])
 def test_what_nobody_wants_is_stopped_and_removed_without_a_word(stage: Stage) -> None:
     case = at_stage(stage)
@@ -670,3 +692,19 @@ def test_running_says_until_when() -> None:
     case = started_case(execution())
     assert case.state.report.waiting is not None
     assert case.state.report.waiting.until is None
+
+
+def test_how_far_inputs_are_is_told_and_changes_nothing_else() -> None:
+    case = at_stage(Stage.PREPARING)
+    before = case.state.report.step
+    got = case.on(Fetching("3 of 9 MiB, 1.0 MiB/s"))
+    assert got.instruction is None
+    assert got.has_news
+    assert case.state.stage is Stage.PREPARING
+    assert case.state.report.step > before
+    assert case.state.report.waiting is not None
+    assert case.state.report.waiting.message == "3 of 9 MiB, 1.0 MiB/s"
+    case.on(Prepared())
+    told = case.state
+    case.on(Fetching("late"))
+    assert case.state == told

@@ -1,0 +1,50 @@
+"""What a node says of itself reaches the orchestrator in the end, whichever answers get lost."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from bacalhau_api.errors import UnavailableError
+from bacalhau_api.v1.node import NodeInfo
+from bacalhau_api.wire import Beat, Hello
+from bacalhau_controllers.runner.fakes import Reply, Request
+from bacalhau_controllers.runner.ports import Health
+from tests.support.runner import Hub, World
+from tests.support.simclock import SimLoop
+
+
+@pytest.fixture
+def loop() -> Iterator[SimLoop]:
+    with SimLoop() as made:
+        yield made
+
+
+def test_what_went_unanswered_and_changed_back_is_said_again(
+    loop: SimLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The orchestrator took in that the engine is out of order; the node never learned that it did.
+    When the engine is well again, all is as the node last knew it to be known, and yet it is news."""
+    heard: list[NodeInfo] = []
+    serve = Hub.serve
+
+    async def forgetful(self: Hub, request: Request) -> Reply:
+        reply = await serve(self, request)
+        if isinstance(request, Beat | Hello) and request.info is not None:
+            heard.append(request.info)
+            if not request.info.engines[0].available:
+                raise UnavailableError("the answer was lost")
+        return reply
+
+    async def sick() -> Health:
+        return Health(is_available=False, reason="out of order")
+
+    monkeypatch.setattr(Hub, "serve", forgetful)
+    w = World(loop)
+    w.start()
+    w.until(lambda: bool(heard), seconds_max=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(w.engine, "health", sick)
+        w.until(lambda: not heard[-1].engines[0].available, seconds_max=120)
+    w.until(lambda: w.live.info().engines[0].available, seconds_max=120)
+    loop.advance(12)
+    assert heard[-1].engines[0].available
