@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from bacalhau_api.meta import Condition, Contact, Waiting, set_condition
+from bacalhau_api.v1.execution import ExecutionStatus
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_controllers.node.presence import Silence
 
@@ -20,6 +21,9 @@ CONTACT_CONDITION: Final = "Contact"
 
 NEW_LEDGER_GRACE_SECONDS: Final = 60.0
 """A node that lost its ledger reports so itself; this is how long it may take."""
+
+NODE_SILENT: Final = "NodeSilent"
+"""Reason of the condition where nothing was heard from the node itself."""
 
 _OVERDUE: Final = "Overdue"
 
@@ -157,7 +161,7 @@ def _silent(case: Case, now: datetime) -> Verdict:
     if case.contact is Contact.LOST:
         return _still_lost(case, now)
     message = f"node {case.node_name} is not heard from"
-    return _out_of_contact(case, now, case.limit.seconds, "NodeSilent", message, "Contact")
+    return _out_of_contact(case, now, case.limit.seconds, NODE_SILENT, message, "Contact")
 
 
 def _out_of_contact(
@@ -335,6 +339,20 @@ def _with_condition(
         last_transition_time=now,
     )
     return set_condition(conditions, condition)
+
+
+def is_back(status: ExecutionStatus, node: Node | None) -> bool:
+    """Whether an execution is Lost by the silence of its node alone, and the node is there again,
+    with its ledger: it will be judged anew in a moment, and may be about to report."""
+    if status.contact is not Contact.LOST or node is None:
+        return False
+    is_heard = node.status.contact is Contact.REACHABLE
+    if not is_heard or node.spec.membership is Membership.REJECTED:
+        return False
+    ledger = status.report.incarnation if status.report else ""
+    if ledger and ledger != node.status.incarnation:
+        return False
+    return any(c.type == CONTACT_CONDITION and c.reason == NODE_SILENT for c in status.conditions)
 
 
 def _condition(case: Case) -> Condition | None:

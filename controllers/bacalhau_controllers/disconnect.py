@@ -13,6 +13,12 @@ SERVICE_AFTER_SECONDS: Final = 5 * 60
 OTHER_AFTER_SECONDS: Final = 30 * 60
 _LOCAL_SOURCES: Final = frozenset({"local", "localdirectory"})
 
+_WINNERS: Final = {
+    "firstAccepted": "the first result wins",
+    "keepOriginal": "the original wins if it comes back",
+    "keepReplacement": "the replacement wins, unless it fails",
+}
+
 Action = Literal["hold", "replace", "stop"]
 Winner = Literal["firstAccepted", "keepOriginal", "keepReplacement"]
 
@@ -40,6 +46,31 @@ def effective_disconnect(spec: JobSpec) -> EffectiveDisconnect:
     return EffectiveDisconnect(action, after, spec.disconnect.reconcile or "firstAccepted", why)
 
 
+def describe_disconnect(spec: JobSpec) -> str:
+    """The policy that applies to a job and why, in one sentence for users."""
+    policy = effective_disconnect(spec)
+    if policy.after_seconds is None:
+        text = "hold: the work is kept for its node, and what it finished counts"
+    elif policy.action == "stop":
+        text = (
+            f"stop after {_duration(policy.after_seconds)}: the node ends the work by its own clock, "
+            "and only then is it begun anew, so that two never run at once"
+        )
+    else:
+        text = (
+            f"replace after {_duration(policy.after_seconds)}: a new attempt begins elsewhere; "
+            f"{_WINNERS[policy.reconcile]}"
+        )
+    return f"{text} ({policy.why})"
+
+
+def _duration(seconds: int) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds % length == 0:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
 def has_local_inputs(spec: JobSpec) -> bool:
     """True if an input lies on the node itself, so that another node may not have it."""
     types = (item.source.type.lower() for item in spec.task.input_sources)
@@ -50,7 +81,10 @@ def _action(spec: JobSpec) -> tuple[Action, str]:
     asked = spec.disconnect.action
     kind = spec.type.value
     if asked == "replace" and spec.type.is_per_node:
-        return "hold", f"each slot of a {kind} job is one node, so nothing can replace it elsewhere"
+        return (
+            "hold",
+            "each slot of an ops or daemon job is one node, so nothing can replace it elsewhere",
+        )
     if asked is not None:
         return asked, "set by spec.disconnect.action"
     if spec.type.is_per_node:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -127,6 +127,19 @@ class WasmEngine:
         except TransientError as error:
             return Health(is_available=False, reason=error.message, version=version)
         return Health(is_available=True, version=version)
+
+    async def admit(self, params: Mapping[str, object]) -> str:
+        """Nothing is refused."""
+        return ""
+
+    async def prepare(
+        self,
+        params: Mapping[str, object],
+        pins: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> Mapping[str, str]:
+        """Nothing is needed beside the inputs."""
+        return {}
 
     async def start(self, workload: Workload) -> None:
         """Compile the modules if they are new here, and start. See the port for the errors."""
@@ -364,6 +377,7 @@ class WasmEngine:
             "memory_bytes_max": resources.memory_bytes or self._options.memory_bytes_default,
             "output_bytes_max": workload.output_bytes_max,
             "file_bytes_max": file_bytes_max,
+            "leash": _leash(workload),
         }
 
 
@@ -376,6 +390,18 @@ def _check_platform() -> None:
         raise TerminalError(
             "engine wasm needs the Python package wasmtime", hint="pip install wasmtime"
         ) from error
+
+
+def _leash(workload: Workload) -> protocol.Leash | None:
+    leash = workload.leash
+    if leash is None:
+        return None
+    return {
+        "seconds": leash.seconds,
+        "contact": leash.contact,
+        "boot": leash.boot,
+        "noted": str(leash.noted),
+    }
 
 
 def _check_environment(workload: Workload) -> None:

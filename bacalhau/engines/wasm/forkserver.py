@@ -369,7 +369,10 @@ def _abnormal_end(directory: Path, status: os.waitid_result | None, job: protoco
     if records.was_stopped(directory):
         return records.stopped_end(now)
     number = status.si_status if status is not None else 0
-    if status is not None and status.si_code == os.CLD_EXITED:
+    is_exit = status is not None and status.si_code == os.CLD_EXITED
+    if is_exit and number == protocol.LEASHED and job["leash"] is not None:
+        return records.leashed_end(now, job["leash"]["seconds"])
+    if is_exit:
         text = f"its worker ended unexpectedly with status {number}; see the zygote's log"
         return End(None, now, "EngineFault", text, is_system_fault=True)
     if number == signal.SIGALRM:

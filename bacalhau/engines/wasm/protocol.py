@@ -23,6 +23,9 @@ SOCKET_BUFFER_BYTES = 1024 * 1024
 STARTED = b"S"
 ENDED = b"E"
 
+LEASHED = 76
+"""Exit status of a worker whose leash ended and that could not record it."""
+
 
 class Preopen(TypedDict):
     """A directory of the node that the guest sees as `guest`. `host` is a real path."""
@@ -39,6 +42,15 @@ class Code(TypedDict):
     name: str
     path: str
     cached: str
+
+
+class Leash(TypedDict):
+    """See `bacalhau_controllers.runner.ports.Leash`; `noted` is a path."""
+
+    seconds: float
+    contact: float
+    boot: str
+    noted: str
 
 
 class Start(TypedDict):
@@ -60,6 +72,7 @@ class Start(TypedDict):
     memory_bytes_max: int
     output_bytes_max: int
     file_bytes_max: int
+    leash: Leash | None
 
 
 class Compile(TypedDict):
@@ -99,7 +112,7 @@ def flavour() -> str:
     """
     known = hashlib.sha256()
     here = Path(__file__).parent
-    shared = (here.parent / "logwriter.py", here.parent / "processes.py")
+    shared = [here.parent / f"{name}.py" for name in ("leash", "logwriter", "processes")]
     for path in (*sorted(here.glob("*.py")), *shared):
         known.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     for part in (sys.version, sys.executable, metadata.version("wasmtime"), platform.machine()):

@@ -97,6 +97,12 @@ def stopped_end(time: float) -> End:
     return End(exit_code=137, time=time, reason="Killed", message="stopped")
 
 
+def leashed_end(time: float, seconds: float) -> End:
+    """The end of a run whose node was cut off for too long."""
+    text = f"the node was cut off for more than {seconds:g} s, after which it is to end"
+    return End(exit_code=137, time=time, reason="Disconnected", message=text)
+
+
 def _write_once(directory: Path, name: str, data: Mapping[str, Any], *, is_durable: bool) -> bool:
     temporary = directory / f".{name}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -23,6 +23,7 @@ from typing import NoReturn
 
 import wasmtime
 
+from bacalhau.engines.leash import Watch
 from bacalhau.engines.logwriter import LogWriter, OutputLimitError, Stream
 from bacalhau.engines.processes import ProcessId
 from bacalhau.engines.wasm import protocol, records
@@ -37,6 +38,8 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _DRAIN_SECONDS_MAX = 30.0
 _RETRY_SECONDS = 1.0
+_LEASH_LOOK_SECONDS = 0.5
+_LEASH_INSIST_SECONDS = 5.0
 _NICE = 5  # below the node's own services
 
 
@@ -134,6 +137,7 @@ class _Run:
         self._linker = linker
         self._directory = Path(message["directory"])
         self._ending = threading.Lock()
+        self._is_over = False  # the guest runs no more
         self._writer: LogWriter
         self._reader: threading.Thread
         self._exports: Mapping[str, object] = {}
@@ -164,6 +168,7 @@ class _Run:
             end = _ended(None, "StartFailed", f"the node cannot start it: {error}", is_fault=True)
         except Exception as error:  # noqa: BLE001 whatever it is, it ends the run
             end = _ended(None, "EngineFault", f"unexpected {error!r}", is_fault=True)
+        self._is_over = True
         self._finish(end)
 
     def _confine(self) -> None:
@@ -193,6 +198,7 @@ class _Run:
         store.set_wasi(config)
         self._capture_output()
         self._watch_time()
+        self._watch_contact()
         try:
             return self._call(store, self._link(store))
         except _ExitError as error:
@@ -333,6 +339,35 @@ class _Run:
         # Should the thread be held up, the kernel ends the process a little later.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds * 1.05 + 1.0)
+
+    def _watch_contact(self) -> None:
+        """End the guest when its node was cut off for too long, whether or not an agent lives."""
+        leash = self._job["leash"]
+        if leash is None:
+            return
+        watch = Watch(
+            Path(leash["noted"]),
+            boot=leash["boot"],
+            contact=leash["contact"],
+            seconds=leash["seconds"],
+        )
+
+        def hold() -> None:
+            # In short steps: a sleep does not count the time for which the machine is suspended.
+            while (left := watch.seconds_left()) > 0:
+                time.sleep(min(left, _LEASH_LOOK_SECONDS))
+            if self._is_over:
+                return
+            threading.Thread(target=insist, daemon=True).start()
+            self._finish(records.leashed_end(time.time(), leash["seconds"]))
+
+        def insist() -> None:
+            # The guest must end, even if that cannot be recorded.
+            time.sleep(_LEASH_INSIST_SECONDS)
+            if not self._is_over:
+                os._exit(protocol.LEASHED)
+
+        threading.Thread(target=hold, daemon=True).start()
 
     def _finish(self, end: End) -> NoReturn:
         """Record the end and leave. A second thread that gets here waits for the exit."""

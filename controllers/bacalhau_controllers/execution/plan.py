@@ -43,9 +43,14 @@ STOPPING_LOST_SECONDS: Final = 300.0
 """An execution that nobody wants any more is not waited for longer than this, whatever the policy
 of its job: nothing is going to replace it, and its node is told to stop it when it returns."""
 
+CLOCK_RATE_ERROR_MAX: Final = 0.01
+"""By how much the monotonic clock of any machine may go too fast or too slow, for the policy `stop`
+to keep its promise: one in a hundred, where NTP allows one in two thousand."""
+
 LOCAL_STOP_MARGIN_SECONDS: Final = 60.0
-"""Policy `stop`: how much later than the node's own deadline a replacement may start. Covers the
-time that stopping takes there, and a node's last beat whose answer was lost."""
+"""Policy `stop`: how much later than the node's own deadline, clocks aside, a replacement may start.
+Covers what stopping takes there (a look at the time each second, the engine's grace of 10 s), and an
+orchestrator that answers a node although another one leads already (the lease lasts 12 s)."""
 
 JOB_GONE: Final = "JobGone"
 
@@ -129,11 +134,18 @@ def limit_for(execution: Execution, policy: EffectiveDisconnect) -> Limit:
         local = execution.spec.local_deadline_seconds
         if local is None:
             return Limit(None, is_strict=True)
-        seconds = max(policy.after_seconds or 0, local) + LOCAL_STOP_MARGIN_SECONDS
-        return Limit(float(seconds), is_strict=True)
+        return Limit(strict_seconds(max(policy.after_seconds or 0, local)), is_strict=True)
     if execution.spec.desired is Desired.STOP:
         return Limit(min(STOPPING_LOST_SECONDS, policy.after_seconds or STOPPING_LOST_SECONDS))
     return Limit(None if policy.after_seconds is None else float(policy.after_seconds))
+
+
+def strict_seconds(local: float) -> float:
+    """How long the orchestrator waits, by its own clock, until an execution has certainly ended that
+    its node stops `local` seconds after the last contact, by the node's clock: should the one
+    clock be as fast, and the other as slow, as clocks may be."""
+    true_seconds = local / (1 - CLOCK_RATE_ERROR_MAX) + LOCAL_STOP_MARGIN_SECONDS
+    return true_seconds * (1 + CLOCK_RATE_ERROR_MAX)
 
 
 def want_of(execution: Execution, report: Report | None) -> Want:

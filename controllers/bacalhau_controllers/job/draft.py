@@ -11,6 +11,7 @@ from datetime import datetime
 from bacalhau_api.meta import Ref, Waiting
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Job, Verdict
+from bacalhau_controllers.job.allowance import Allowance
 from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.settings import JobSettings
 from bacalhau_controllers.job.slots import (
@@ -38,7 +39,8 @@ class Plan:
     """What is to be done about one job. An empty plan means that all is as it should be.
 
     `job` is the job with its new status (and finalizers), None if unchanged; with `removes_job` it
-    is deleted instead. `requeue_after` is in seconds.
+    is deleted instead. `is_over_quota`: it waits for room in its namespace. `requeue_after` is in
+    seconds.
     """
 
     job: Job | None = None
@@ -49,6 +51,7 @@ class Plan:
     publish: tuple[Publication, ...] = ()
     delete: tuple[Execution | Acceptance | Publication, ...] = ()
     queued: Queued | None = None
+    is_over_quota: bool = False
     requeue_after: float | None = None
     reason: str = ""
     message: str = ""
@@ -67,7 +70,7 @@ class Plan:
 
 
 # Of several waits the job's status names the one that most needs attention.
-_URGENCY = ("Capacity", "Contact", "Stop", "Rollout", "Retry", "Executions")
+_URGENCY = ("Quota", "Capacity", "Contact", "Stop", "Rollout", "Retry", "Executions")
 
 
 # What is said of several at once, where their order is no matter.
@@ -89,6 +92,7 @@ class Draft:
     view: JobView
     settings: JobSettings
     now: datetime
+    allowance: Allowance | None = None
     create: dict[str, Execution] = field(default_factory=dict)
     update: dict[str, Execution] = field(default_factory=dict)
     accept: list[Acceptance] = field(default_factory=list)
@@ -96,6 +100,7 @@ class Draft:
     delete: dict[Ref, Execution | Acceptance | Publication] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     queued: Queued | None = None
+    is_over_quota: bool = False
     is_full: bool = False
     wake_at: datetime | None = None
     waits: dict[str, _Wait] = field(default_factory=dict)
@@ -214,6 +219,7 @@ class Draft:
             publish=tuple(self.publish),
             delete=tuple(self.delete.values()),
             queued=self.queued,
+            is_over_quota=self.is_over_quota,
             requeue_after=requeue,
             reason=reason,
             message=message,

@@ -11,6 +11,7 @@ from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Desired, Execution, Phase, execution_name
 from bacalhau_api.v1.job import Job, JobType
 from bacalhau_api.v1.node import Node
+from bacalhau_controllers.contact import is_back
 from bacalhau_controllers.disconnect import EffectiveDisconnect, effective_disconnect
 from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.job.retry import (
@@ -81,8 +82,27 @@ class Sight:
 
     def is_gone(self, execution: Execution) -> bool:
         """Whether an execution that did not end may be replaced. When that is so under which
-        policy is for the execution reconciler to say, which measures silence: by `Lost`."""
-        return execution.status.contact is Contact.LOST
+        policy is for the execution reconciler to say, which measures silence: by `Lost`.
+
+        If its node has just come back, what it has to tell counts, and comes in a moment."""
+        status = execution.status
+        return status.contact is Contact.LOST and not is_back(status, self.node(execution))
+
+    def is_heard(self, execution: Execution) -> bool:
+        """Whether an execution that is not gone has its node there, or just back."""
+        return execution.status.contact is not Contact.UNKNOWN
+
+    def settles_at(self, execution: Execution) -> datetime | None:
+        """Until when an execution whose node has just come back may yet report how it ended; None
+        if that is over, or its node was never away."""
+        status = execution.status
+        if status.contact is Contact.LOST:
+            return self.now + timedelta(seconds=self.settings.return_seconds)
+        since = status.contact_since
+        if since is None or status.contact is not Contact.REACHABLE or since > self.now:
+            return None
+        until = since + timedelta(seconds=self.settings.return_seconds)
+        return until if until > self.now else None
 
     def is_running(self, execution: Execution) -> bool:
         """Whether an execution is known to serve."""
@@ -116,7 +136,9 @@ def look(view: SlotView, sight: Sight) -> Look:
         if execution.spec.desired is Desired.STOP and not sight.is_gone(execution):
             return _stopping(execution)
     found = _ended(view, sight)
-    if sight.policy.reconcile == "keepReplacement":
+    # Under `stop` what was replaced must not begin after all when its node comes back, not even in
+    # the moment until somebody tells it: it is told in the commit that replaces it.
+    if sight.policy.reconcile == "keepReplacement" or sight.policy.action == "stop":
         found.retires = active
     return found
 
@@ -160,7 +182,9 @@ def _alive(there: list[Execution], active: list[Execution], view: SlotView, sigh
     if keep.status.contact is not Contact.REACHABLE:
         found.state = Is.ABSENT
         found.until, found.why = _silence(keep)
-    elif is_service and len(there) == 1 and sight.is_draining(keep):
+    elif len(there) > 1:
+        found.until = sight.settles_at(keep)
+    elif is_service and sight.is_draining(keep):
         _move(found, keep, view, sight)
     return found
 
@@ -192,8 +216,9 @@ def _rivals(
     if len(there) == 1:
         return newest, []
     if rule == "keepOriginal":
-        keep = next((e for e in there if e.status.contact is Contact.REACHABLE), there[0])
-        if ends or sight.is_running(keep):
+        keep = next((e for e in there if sight.is_heard(e)), there[0])
+        is_sure = sight.settles_at(keep) is None
+        if is_sure and (ends or sight.is_running(keep)):
             return keep, [e for e in there if e is not keep]
         return keep, []
     return (newest, []) if ends else _running_rivals(there, sight)
@@ -292,6 +317,9 @@ def reason_of(execution: Execution) -> str:
     text = str(report.phase)
     if report.exit_code is not None:
         text += f", exit code {report.exit_code}"
+    # A program that just ended has no more to be said of it than its exit code.
+    if report.message == f"exit code {report.exit_code}":
+        return text
     if report.reason or report.message:
         text += f" ({': '.join(filter(None, (report.reason, report.message)))})"
     return text

@@ -70,7 +70,9 @@ class SlotView:
 @dataclass(slots=True)
 class Group:
     """One generation. `open` are the slots that are not closed, `retried` those with more than one
-    attempt, `refusals` the attempts that their nodes refused; all are keys of something else."""
+    attempt, `refusals` the attempts that their nodes refused; all are keys of something else.
+    `pins` is what references were resolved to, for good once an attempt was told so
+    (`is_pinned`)."""
 
     slots: dict[SlotKey, SlotView] = field(default_factory=dict)
     open: dict[SlotKey, None] = field(default_factory=dict)
@@ -79,6 +81,8 @@ class Group:
     publications: dict[str, Publication] = field(default_factory=dict)
     undelivered: dict[str, None] = field(default_factory=dict)
     failed_deliveries: dict[str, None] = field(default_factory=dict)
+    pins: dict[str, str] = field(default_factory=dict)
+    is_pinned: bool = False
 
     @property
     def closed(self) -> int:
@@ -110,6 +114,14 @@ class Group:
     def active(self) -> list[Execution]:
         """The attempts that have not ended."""
         return [e for view in self.open_views() for e in view.active]
+
+    def note_pins(self, execution: Execution) -> None:
+        """Take up what an attempt was told, or reported, of references."""
+        report = execution.status.report
+        if execution.spec.pins:
+            self.pins, self.is_pinned = execution.spec.pins, True
+        elif not self.pins and report is not None and report.pins:
+            self.pins = report.pins
 
     def note(self, key: SlotKey) -> None:
         """Sort a slot that changed into its places."""
@@ -152,6 +164,7 @@ class Owned:
                 group.slots[key].put(resource)
                 if resource.phase is Phase.REJECTED:
                     group.refusals[resource.name] = resource
+                group.note_pins(resource)
                 group.note(key)
             case Acceptance():
                 group, key = self._place(resource.spec.slot)

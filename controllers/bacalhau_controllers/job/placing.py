@@ -1,12 +1,13 @@
 """Finds places for the attempts that slots need, and remembers the verdicts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, Verdict
 from bacalhau_controllers.job.draft import Draft, Queued
 from bacalhau_controllers.job.look import Look
 from bacalhau_controllers.job.owned import Group, SlotView
+from bacalhau_controllers.job.pins import known_pins, needs_pins, resolver
 from bacalhau_controllers.job.slots import new_execution
 from bacalhau_controllers.placement import (
     Amounts,
@@ -83,7 +84,10 @@ class Placer:
         self._waiting: list[str] = []
         self._waiting_nodes: list[str] = []
         self._postponed = 0
+        self._resolver: str | None = None  # who resolves references; empty: nobody needs to
         self.created = 0
+        self.quota = ""
+        """Why something has to wait for its namespace rather than for a node."""
 
     @property
     def request(self) -> Request:
@@ -101,7 +105,7 @@ class Placer:
     def place(self, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on the best node. None if there is none, or no more room in
         this plan."""
-        if not self._has_room():
+        if not self._may_begin(view):
             return None
         search = self._open()
         row = None if self._is_exhausted else search.best(found.avoid)
@@ -113,7 +117,7 @@ class Placer:
 
     def try_move(self, view: SlotView, found: Look) -> Execution | None:
         """As `place`, but never on a node in `avoid`."""
-        if not self._has_room():
+        if not self._may_begin(view):
             return None
         if not self.can_move(view, found):
             return None
@@ -133,7 +137,7 @@ class Placer:
 
     def place_on(self, node: str, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on one node, if it fits there."""
-        if not self._has_room():
+        if not self._may_begin(view):
             return None
         search = self._open()
         row = search.at(node)
@@ -145,7 +149,8 @@ class Placer:
 
     def postpone(self, count: int) -> None:
         """So many more slots need a place, and were not asked for."""
-        self._postponed += count
+        if not self._waits_for_pins():
+            self._postponed += count
 
     def wait_for_match(self) -> None:
         """No node matches the job at all: wait for one."""
@@ -155,6 +160,9 @@ class Placer:
     def close(self) -> None:
         """Put the job into the queue if something found no place, or comes in the next plan."""
         if not self._waiting and not self._postponed:
+            return
+        if self.quota:
+            self._draft.is_over_quota = True
             return
         request = self.request
         if self._waiting_nodes and not self._postponed:
@@ -168,11 +176,58 @@ class Placer:
             )
         self._draft.queued = Queued(request, len(self._waiting) + self._postponed)
 
+    def is_allowed(self, *, freeing: Iterable[Execution] = ()) -> bool:
+        """Whether the namespace lets one more execution start, once these are gone."""
+        allowance = self._draft.allowance
+        if allowance is None:
+            return True
+        nodes, job = self._nodes, self._draft.job
+        used = nodes.used_in(job.metadata.namespace)
+        for execution in freeing:
+            made = nodes.reservation((execution.metadata.namespace, execution.name))
+            if made is not None:
+                used = Amounts(*(u - m for u, m in zip(used, made.amounts, strict=True)))
+        return not allowance.refusal(used, self.request.amounts)
+
+    def _may_begin(self, view: SlotView) -> bool:
+        """Whether anything but a place is in the way of one more execution."""
+        return self._has_room() and not self._waits_for_pins() and not self._is_over_quota(view)
+
+    def _is_over_quota(self, view: SlotView) -> bool:
+        """Whether the namespace has no room for one more. Then the slot waits, and says so."""
+        allowance = self._draft.allowance
+        if allowance is None:
+            return False
+        used = self._nodes.used_in(self._draft.job.metadata.namespace)
+        refusal = allowance.refusal(used, self.request.amounts)
+        if not refusal:
+            return False
+        self._waiting.append(str(view.slot))
+        self.quota = self.quota or refusal
+        return True
+
     def _has_room(self) -> bool:
         if self._draft.has_room():
             return True
         self._postponed += 1
         return False
+
+    def _waits_for_pins(self) -> bool:
+        """Whether another attempt is to find out first what the job's references mean."""
+        if self._resolver is None:
+            view = self._draft.view
+            if not needs_pins(view.job.spec.task) or known_pins(view):
+                self._resolver = ""
+            elif (first := resolver(view)) is not None:
+                self._resolver = f"node {first.spec.node}"
+            elif self.created:
+                self._resolver = "the node of the first attempt"
+            else:
+                return False
+        if self._resolver:
+            what = "it is to find out which image the job's reference means"
+            self._draft.wait("Image", what, mover=self._resolver, count=0)
+        return bool(self._resolver)
 
     def _open(self) -> Search:
         if self._search is None:
@@ -193,6 +248,8 @@ class Placer:
             node=self._nodes.names[row],
             charged=found.charged,
             now=draft.now,
+            pins=known_pins(draft.view),
+            stop_seconds_min=draft.settings.stop_seconds_min,
         )
         search.take(row, (execution.metadata.namespace, execution.name))
         draft.add(execution)
@@ -238,6 +295,8 @@ class Placer:
 
     def explain(self) -> str:
         """Why the first slot that waits found no place, in one line."""
+        if self.quota:
+            return self.quota
         for verdict in self._draft.verdicts:
             if not verdict.node:
                 return summarise(verdict)

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from bacalhau_api.errors import TerminalError
 from bacalhau_api.v1.job import Job, JobPhase, JobType
 from bacalhau_controllers.job import cleanup, status
+from bacalhau_controllers.job.allowance import QUOTA, Allowance
 from bacalhau_controllers.job.draft import Draft, Plan, without_job
 from bacalhau_controllers.job.look import Sight
 from bacalhau_controllers.job.outcome import Outcome
@@ -32,7 +33,7 @@ class Inputs:
     """What a plan is made from.
 
     `owned` is all that the job owns. `held` names nodes whose room is kept for jobs that go first,
-    with the reason.
+    with the reason; `allowance` is the quota of the job's namespace, if it has one.
     """
 
     job: Job
@@ -40,6 +41,7 @@ class Inputs:
     nodes: NodeTable
     now: datetime
     held: Mapping[str, str] = field(default_factory=dict)
+    allowance: Allowance | None = None
     settings: JobSettings = field(default_factory=JobSettings)
 
 
@@ -56,7 +58,7 @@ def plan(inputs: Inputs) -> Plan:
             hint="create it through the API",
         )
     view = JobView(job, inputs.owned)
-    draft = Draft(view, inputs.settings, inputs.now)
+    draft = Draft(view, inputs.settings, inputs.now, inputs.allowance)
     sight = Sight.of(job, inputs.nodes, inputs.settings, inputs.now)
     if job.is_deleting:
         return _delete(draft)
@@ -164,7 +166,8 @@ def _work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Plan:
 def _queue(draft: Draft, outcome: Outcome, *, is_held: bool) -> None:
     """Wait for a place, for as long as the user allows, counted from the last one that was found."""
     job, now, placer = draft.job, draft.now, outcome.placer
-    since = now if draft.create else status.waiting_since(job, CAPACITY, now)
+    what = QUOTA if placer.quota else CAPACITY
+    since = now if draft.create else status.waiting_since(job, what, now)
     deadline = status.queue_deadline(job, since) if _may_time_out(job, outcome) else None
     why = placer.explain()
     if deadline is not None and deadline <= now:
@@ -173,7 +176,7 @@ def _queue(draft: Draft, outcome: Outcome, *, is_held: bool) -> None:
         outcome.message = f"no place within the queue timeout of {seconds} s: {why}"
         return
     # Whatever could help wakes the job; there is nothing to poll for, but for its turn.
-    draft.wait(CAPACITY, why, until=deadline, count=placer.waiting)
+    draft.wait(what, why, until=deadline, count=placer.waiting)
     if is_held:
         draft.look_again(now + timedelta(seconds=_TURN_SECONDS))
 

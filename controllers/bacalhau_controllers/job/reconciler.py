@@ -4,32 +4,44 @@ All that decides is in `plan.py`. Several jobs are reconciled at the same time i
 plan is made without a pause in between, so what it sets aside cannot be given out twice.
 """
 
+import heapq
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from bacalhau_api.errors import ConflictError, TerminalError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication
 from bacalhau_api.v1.job import Job, JobType
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
 from bacalhau_controllers.contract import Clock, Result
 from bacalhau_controllers.controller import Watch, owners_of_kind
 from bacalhau_controllers.job import status
+from bacalhau_controllers.job.allowance import QUOTA, Allowance
 from bacalhau_controllers.job.draft import Plan, Queued
 from bacalhau_controllers.job.owned import Owned
 from bacalhau_controllers.job.placing import CAPACITY, request_of
 from bacalhau_controllers.job.plan import Inputs, plan
-from bacalhau_controllers.job.queue import WaitQueue, rank_of
+from bacalhau_controllers.job.queue import WAKES_MAX, WaitQueue, rank_of
 from bacalhau_controllers.job.settings import JobSettings
 from bacalhau_controllers.lookup import ask_store
 from bacalhau_controllers.placement import Key, NodeTable, RuleFinding, evaluate
 from bacalhau_controllers.state import State
-from bacalhau_controllers.store import Why
+from bacalhau_controllers.store import Put, Why
 
 logger = logging.getLogger(__name__)
 
 _ACTOR = "job-reconciler"
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A commit that was not answered: the job's revision that it expects, and what it creates."""
+
+    job_version: int
+    keys: tuple[Key, ...]
 
 
 class JobReconciler:
@@ -56,7 +68,7 @@ class JobReconciler:
         self.queue = WaitQueue(self.nodes)
         self._wake: Callable[[Ref], None] | None = None
         # Places set aside by a plan whose commit ended in doubt, by job.
-        self._in_doubt: dict[Ref, tuple[Key, ...]] = {}
+        self._in_doubt: dict[Ref, _Doubt] = {}
         owners = owners_of_kind("Job")
         self.watches: Mapping[str, Watch] = {
             "Execution": owners,
@@ -64,11 +76,14 @@ class JobReconciler:
             "Publication": owners,
             "Node": self._of_node,
         }
+        # Jobs that wait for room in their namespace, and bytes of outputs kept in each.
+        self._over_quota: dict[str, dict[Ref, None]] = {}
+        self._stored: dict[str, int] = {}
         # Jobs that follow every node: kept apart, so that a node's change does not walk all jobs.
         self._daemons: dict[Ref, None] = {}
         # By the job's uid. The same objects as in the cache, grouped.
         self._owned: dict[str, Owned] = {}
-        for kind in ("Node", "Execution", "Acceptance", "Publication", "Job"):
+        for kind in ("Namespace", "Node", "Execution", "Acceptance", "Publication", "Job"):
             for resource in state.cache.list(kind):
                 self._observe(None, resource)
         state.cache.observe(self._observe)
@@ -77,6 +92,7 @@ class JobReconciler:
     async def term(self, wake: Callable[[Ref], None]) -> AsyncIterator[None]:
         """While this process leads, jobs that wait for a place are woken by what may help them."""
         self.queue.clear()
+        self._over_quota.clear()
         for resource in self._state.cache.list("Job"):
             self._enqueue_known(resource)
         self._wake = wake
@@ -109,6 +125,21 @@ class JobReconciler:
         with self.nodes.rehearsal():
             return plan(self._inputs(job))
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether any job waits for room, on a node or in its namespace."""
+        return bool(len(self.queue) or self._over_quota)
+
+    def line_up(self, job: Job) -> None:
+        """Have a job that waits stand in line, as if it had been looked at in this term; nothing
+        is done about it."""
+        todo = self.plan(job)
+        if todo.queued is not None:
+            rank = rank_of(job, self._clock.now())
+            self.queue.put(job.ref, rank, todo.queued, self._clock.monotonic())
+        if todo.is_over_quota:
+            self._over_quota.setdefault(job.metadata.namespace, {})[job.ref] = None
+
     def explain(self, job: Job, node: Node) -> tuple[RuleFinding, ...]:
         """What each placement rule says of a job and a node now, those that are fine included."""
         owned = self._owned.get(job.metadata.uid) or Owned()
@@ -126,6 +157,7 @@ class JobReconciler:
             nodes=self.nodes,
             now=now,
             held=self.queue.held(job.ref, rank_of(job, now), self._clock.monotonic()),
+            allowance=self._allowance(job.metadata.namespace),
             settings=self._settings,
         )
 
@@ -138,39 +170,75 @@ class JobReconciler:
             self.queue.put(job.ref, rank, todo.queued, self._clock.monotonic())
         else:
             self._leave_queue(job.ref)
+        if todo.is_over_quota:
+            self._over_quota.setdefault(job.metadata.namespace, {})[job.ref] = None
         return todo
 
     async def _commit(self, job: Job, todo: Plan) -> None:
         writes = todo.writes()
         if not writes:
             return
+        version = job.metadata.resource_version
+        if todo.create and todo.job is None and todo.removes_job is None:
+            writes += (Put(job, version),)  # see `_settle_doubt`
         # Should the answer get lost, the next reconcile of this job finds out what became of them.
-        self._in_doubt[job.ref] = tuple((e.metadata.namespace, e.name) for e in todo.create)
+        keys = tuple((e.metadata.namespace, e.name) for e in todo.create)
+        self._in_doubt[job.ref] = _Doubt(version, keys)
         try:
             await self._state.commit(writes, Why(_ACTOR, todo.reason, todo.message))
         except ConflictError:  # nothing was written now, but perhaps by an earlier try
-            await self._settle_doubt(job.ref)
+            await self._settle_doubt(job.ref, is_over=True)
             raise
         del self._in_doubt[job.ref]
         _log(job, todo)
 
-    async def _settle_doubt(self, ref: Ref) -> None:
+    async def _settle_doubt(self, ref: Ref, *, is_over: bool = False) -> None:
         """Give back places whose executions were not stored after all.
 
         The store is asked, since the cache may not have heard yet: a place that is given back
-        while its execution exists is given out twice.
+        while its execution exists is given out twice. Nor may it come to exist later: a commit
+        whose answer was lost can still be under way. It expects the job as it was, so writing the
+        job once more settles the matter. With `is_over` it was answered.
         """
-        keys = self._in_doubt.get(ref, ())
-        for key in keys:
+        doubt = self._in_doubt.get(ref)
+        if doubt is None:
+            return
+        if doubt.keys and not is_over:
+            job = await ask_store(self._state, ref, Job)
+            if job is not None and job.metadata.resource_version == doubt.job_version:
+                with suppress(ConflictError):  # or somebody else has written it
+                    why = Why(_ACTOR, "Settled", "an earlier write was not answered")
+                    await self._state.commit([Put(job, doubt.job_version)], why)
+        for key in doubt.keys:
             execution = Ref("Execution", *key)
             is_known = self._state.cache.get(execution) is not None
             if not is_known and await ask_store(self._state, execution, Execution) is None:
                 self.nodes.release(key)
-        if keys:
-            del self._in_doubt[ref]
+        del self._in_doubt[ref]
+        if doubt.keys:
             self._wake_waiting()
 
+    def _allowance(self, namespace: str) -> Allowance | None:
+        found = self._state.cache.get(Ref("Namespace", "", namespace))
+        known = found if isinstance(found, Namespace) else None
+        return Allowance.of(known, self._stored.get(namespace, 0))
+
+    def _wake_namespace(self, namespace: str) -> None:
+        """A namespace may have room now: the first in line are looked at, and those behind them
+        when these have had their turn."""
+        waiting = self._over_quota.get(namespace)
+        if not waiting or self._wake is None:
+            return
+        now = self._clock.now()
+        jobs = (self._state.cache.get(ref) for ref in waiting)
+        ranks = ((rank_of(job, now), job.ref) for job in jobs if isinstance(job, Job))
+        self._wake_all(ref for _, ref in heapq.nsmallest(WAKES_MAX, ranks))
+
     def _leave_queue(self, ref: Ref) -> None:
+        if (waiting := self._over_quota.get(ref.namespace)) is not None:
+            waiting.pop(ref, None)
+            if not waiting:
+                del self._over_quota[ref.namespace]
         self._wake_all(self.queue.remove(ref))
 
     # -- what changes ----------------------------------------------------------------------------
@@ -182,6 +250,10 @@ class JobReconciler:
         if isinstance(changed, (Node, Execution)):
             self.nodes.apply(old, new, self._now())
             self._wake_waiting()
+        if isinstance(changed, Execution):
+            self._note_usage(old, new, changed.metadata.namespace)
+        elif isinstance(changed, Namespace):
+            self._wake_namespace(changed.name)
         elif isinstance(changed, Job):
             if isinstance(new, Job) and _follows_nodes(new):
                 self._daemons[new.ref] = None
@@ -189,6 +261,19 @@ class JobReconciler:
                 self._daemons.pop(changed.ref, None)
             if new is None:
                 self._leave_queue(changed.ref)
+
+    def _note_usage(self, old: Resource | None, new: Resource | None, namespace: str) -> None:
+        """Count the outputs that are kept, and wake who may go on where something ended."""
+        more = _outputs_of(new) - _outputs_of(old)
+        if more:
+            self._stored[namespace] = self._stored.get(namespace, 0) + more
+        was_open = isinstance(old, Execution) and not old.phase.is_final
+        is_open = isinstance(new, Execution) and not new.phase.is_final
+        if (was_open and not is_open) or more < 0:
+            # Whose execution ended goes first: what was stopped to make room for its own successor
+            # must not be given to somebody else.
+            self._wake_all(self.watches["Execution"](old, new))
+            self._wake_namespace(namespace)
 
     def _group(self, changed: Execution | Acceptance | Publication, *, is_there: bool) -> None:
         uid = changed.spec.job_uid
@@ -230,6 +315,8 @@ class JobReconciler:
         if not isinstance(resource, Job) or not status.is_observed(resource):
             return
         waiting = resource.status.waiting
+        if waiting is not None and waiting.what == QUOTA:
+            self._over_quota.setdefault(resource.metadata.namespace, {})[resource.ref] = None
         is_partition = not resource.spec.type.is_per_node
         if waiting is None or waiting.what != CAPACITY or not is_partition:
             return
@@ -242,6 +329,12 @@ class JobReconciler:
 
     def _now(self) -> float:
         return self._clock.now().timestamp()
+
+
+def _outputs_of(resource: Resource | None) -> int:
+    """Bytes that an execution left on its node."""
+    report = resource.status.report if isinstance(resource, Execution) else None
+    return report.outputs.size_bytes if report is not None and report.outputs is not None else 0
 
 
 def _follows_nodes(job: Job) -> bool:

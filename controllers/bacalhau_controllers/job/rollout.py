@@ -165,6 +165,9 @@ def _advance_service(
         return not has_begun
     if draft.is_full or not _frees_a_place(place.old, placer.request, sight):
         return 0
+    if not placer.is_allowed(freeing=place.old):
+        draft.is_over_quota = True
+        return 0
     draft.stop_all(place.old, REPLACED)
     return not has_begun
 
@@ -233,6 +236,9 @@ def _advance_daemon(
         tally_as, what, why = "waiting", "Rollout", "is to end the old execution first"
     elif not _frees_a_place(old, placer.request, sight):
         what, why = "Rollout", "does not take the new generation now; the old one stays"
+    elif not placer.is_allowed(freeing=old):
+        draft.is_over_quota = True
+        what, why = "Rollout", "keeps the old one: its namespace has no room for the new generation"
     elif left < 1:
         what, why = "Rollout", "follows once others run the new generation"
     else:

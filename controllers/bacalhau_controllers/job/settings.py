@@ -14,6 +14,10 @@ class JobSettings:
     verdict_seconds       a verdict whose numbers alone changed is written again after so long
     timeout_grace_seconds the node enforces an execution's timeout; the orchestrator so much later
     delete_patience_seconds  a deletion waits so long for reachable nodes to confirm their stops
+    stop_seconds_min      under the policy `stop` no node stops work that it was cut off from for less:
+                          nodes that are in contact are heard only now and then
+    return_seconds        a node that came back may take so long to tell what ended meanwhile, before
+                          another attempt is stopped in favour of what is thought to run there
     fault_backoff_seconds the least pause after a fault of the system
     fault_backoff_seconds_max  the longest
     ready_seconds         a new generation's execution has to run so long before the next old one
@@ -28,6 +32,8 @@ class JobSettings:
     verdict_seconds: float = 300.0
     timeout_grace_seconds: float = 60.0
     delete_patience_seconds: float = 60.0
+    stop_seconds_min: float = 15.0
+    return_seconds: float = 10.0
     fault_backoff_seconds: float = 1.0
     fault_backoff_seconds_max: float = 300.0
     ready_seconds: float = 5.0

@@ -1,7 +1,8 @@
 """One job with what is in its slots; and the objects that go there, by derived names."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from bacalhau_api.meta import ObjectMeta, OwnerReference
@@ -18,7 +19,7 @@ from bacalhau_api.v1.execution import (
     execution_name,
 )
 from bacalhau_api.v1.job import Job
-from bacalhau_controllers.disconnect import effective_disconnect
+from bacalhau_controllers.disconnect import EffectiveDisconnect, effective_disconnect
 from bacalhau_controllers.job.owned import Group, Owned, SlotKey, SlotView
 from bacalhau_controllers.placement import delivery
 
@@ -66,7 +67,15 @@ def _meta(job: Job, name: str, now: datetime) -> ObjectMeta:
 
 
 def new_execution(
-    job: Job, slot: Slot, attempt: int, *, node: str, charged: int, now: datetime
+    job: Job,
+    slot: Slot,
+    attempt: int,
+    *,
+    node: str,
+    charged: int,
+    now: datetime,
+    pins: Mapping[str, str] | None = None,
+    stop_seconds_min: float = 0.0,
 ) -> Execution:
     """One attempt at a slot on a node, with all that the node needs."""
     spec, uid = job.spec, job.metadata.uid
@@ -83,11 +92,19 @@ def new_execution(
             partition_count=1 if spec.type.is_per_node else spec.count,
             node=node,
             task=spec.task,
+            pins=dict(pins or {}),
             retry=spec.retry,
             restart=spec.restart,
-            local_deadline_seconds=policy.after_seconds if policy.action == "stop" else None,
+            local_deadline_seconds=_local_deadline(policy, stop_seconds_min),
         ),
     )
+
+
+def _local_deadline(policy: EffectiveDisconnect, seconds_min: float) -> int | None:
+    """When the node stops the work by its own clock; not before it can know that it is cut off."""
+    if policy.action != "stop" or policy.after_seconds is None:
+        return None
+    return max(policy.after_seconds, math.ceil(seconds_min))
 
 
 def new_acceptance(job: Job, execution: Execution, now: datetime) -> Acceptance:

@@ -8,9 +8,11 @@ from typing import Final
 from bacalhau_api.admission import EXECUTIONS_FINALIZER
 from bacalhau_api.meta import Condition, Waiting
 from bacalhau_api.v1.job import Job, JobPhase, JobStatus, JobType, SlotCounts, Verdict
+from bacalhau_controllers.job.allowance import QUOTA
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.outcome import Outcome
-from bacalhau_controllers.job.placing import CAPACITY
+from bacalhau_controllers.job.pins import known_pins
+from bacalhau_controllers.job.placing import CAPACITY, Placer
 from bacalhau_controllers.job.tally import Tally
 from bacalhau_controllers.placement import delivery
 
@@ -78,7 +80,7 @@ def working(draft: Draft, outcome: Outcome) -> JobStatus:
         phase = JobPhase.PENDING
     return status.but(
         phase=phase,
-        reason="NoPlace" if phase is JobPhase.QUEUED else "",
+        reason=_no_place(placer) if phase is JobPhase.QUEUED else "",
         message=placer.explain() if phase is JobPhase.QUEUED else "",
         started_at=status.started_at or (now if placer.created else None),
         ops_nodes=outcome.ops_nodes,
@@ -86,6 +88,10 @@ def working(draft: Draft, outcome: Outcome) -> JobStatus:
         waiting=_waiting(draft, total_deadline(job, now)),
         conditions=_conditions(draft, is_admitted=True, is_over=False),
     )
+
+
+def _no_place(placer: Placer) -> str:
+    return "OverQuota" if placer.quota else "NoPlace"
 
 
 def over(
@@ -160,6 +166,7 @@ def _base(draft: Draft, tally: Tally) -> JobStatus:
     known = job.status if is_observed(job) else JobStatus()
     return known.but(
         observed_generation=job.metadata.generation,
+        pins=dict(known_pins(draft.view)),
         slots=SlotCounts(
             total=tally.total,
             waiting=tally.waiting,
@@ -176,7 +183,7 @@ def _waiting(draft: Draft, deadline: datetime | None) -> Waiting | None:
     if waiting is None:
         return None
     since = waiting_since(draft.job, waiting.what, draft.now)
-    if waiting.what == CAPACITY and draft.create:
+    if waiting.what in (CAPACITY, QUOTA) and draft.create:
         since = draft.now  # something was placed just now, so the wait begins anew
     until = min(filter(None, (waiting.until, deadline)), default=None)
     return waiting.but(since=since, until=until)

@@ -15,7 +15,7 @@ from bacalhau.storages.local import LocalStorage
 from bacalhau.system import SystemClock
 from bacalhau_api.jobfile import parse_manifests
 from bacalhau_api.v1.job import Job
-from bacalhau_controllers.runner.ports import Mount
+from bacalhau_controllers.runner.ports import Mount, Use
 from tests.support.engines import Bench
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "manifests" / "examples" / "hurricanes"
@@ -44,7 +44,7 @@ async def run_job(bench: Bench, job: Job, count: int) -> tuple[str, str]:
         mounts = []
         for item in task.input_sources:
             assert await storage.admit(item.source) == ""
-            fetched = await storage.fetch(item, bench.root)
+            fetched = await storage.fetch(item, bench.root, Use())
             mounts.append(Mount(fetched.source, item.target, fetched.read_only))
         (result,) = task.result_paths
         mounts.append(Mount(outputs, result.path, read_only=False))
