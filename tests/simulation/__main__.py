@@ -9,7 +9,9 @@ import sys
 import time
 from collections import Counter
 
-from tests.simulation.campaign import judge_all
+from tests.simulation.campaign import judge_all, shrink
+
+PROGRESS_SEEDS = 500
 
 
 def main() -> int:
@@ -20,8 +22,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--faults", help="such as 'all,-clone-node' or 'net-loss=0.3'; else drawn")
+    parser.add_argument(
+        "--shrink", action="store_true", help="with --seed: look for fewer faults that suffice"
+    )
     parser.add_argument("--brief", action="store_true", help="one line for each failure")
     asked = parser.parse_args()
+    if asked.shrink:
+        return _shrink(asked.seed, asked.faults)
     seeds = (
         [asked.seed]
         if asked.seed is not None
@@ -30,7 +37,9 @@ def main() -> int:
     began = time.monotonic()
     simulated, found = 0.0, Counter[str]()
     failed: list[int] = []
-    for verdict in judge_all(seeds, asked.faults, asked.workers):
+    for count, verdict in enumerate(judge_all(seeds, asked.faults, asked.workers), start=1):
+        if count % PROGRESS_SEEDS == 0:
+            print(f"{count} seeds so far, {len(failed)} failed", file=sys.stderr, flush=True)
         simulated += verdict.simulated_seconds
         if verdict.words:
             found[verdict.invariant] += 1
@@ -47,6 +56,18 @@ def main() -> int:
         f"{len(seeds) / took * 60:.0f} seeds a minute, {simulated / took:.0f} times real time"
     )
     return 1 if failed else 0
+
+
+def _shrink(seed: int | None, faults: str | None) -> int:
+    if seed is None:
+        print("--shrink needs --seed", file=sys.stderr)
+        return 2
+    fewest = ""
+    for verdict in shrink(seed, faults):
+        fewest = verdict.words
+        print(" ".join(fewest.splitlines()[1:3])[:400], flush=True)
+    print(f"\n{fewest}" if fewest else "it passes, or needs every fault that it has")
+    return 1 if fewest else 0
 
 
 if __name__ == "__main__":

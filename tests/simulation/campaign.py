@@ -1,5 +1,6 @@
 """Many seeds, in one process or several."""
 
+import gc
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +22,32 @@ class Verdict:
 
 def judge(seed: int, faults: str | None) -> Verdict:
     """Run one seed."""
+    if not gc.get_freeze_count():
+        gc.freeze()  # all that was imported stays
     world = World(seed, None if faults is None else Faults.parse(faults))
     try:
         outcome = world.run()
     except Failure as failure:
         return Verdict(seed, world.trace.digest, world.now, failure.invariant, str(failure))
     return Verdict(seed, outcome.digest, outcome.seconds)
+
+
+def shrink(seed: int, faults: str | None) -> Iterator[Verdict]:
+    """Leave out one fault after the other for as long as the seed still breaks the same invariant.
+
+    Yields each verdict that kept it, the last of which has the fewest faults. Without a fault the
+    others strike at other moments, so that this finds small sets, not the smallest.
+    """
+    first = judge(seed, faults)
+    if not first.words:
+        return
+    left = Faults.of_seed(seed) if faults is None else Faults.parse(faults)
+    for fault in list(left.rates):
+        fewer = left.only(set(left.rates) - {fault})
+        verdict = judge(seed, str(fewer))
+        if verdict.invariant == first.invariant:
+            left = fewer
+            yield verdict
 
 
 def judge_all(seeds: list[int], faults: str | None, workers: int) -> Iterator[Verdict]:

@@ -17,17 +17,19 @@ import pytest
 
 from bacalhau_api.errors import BacalhauError, ConflictError, TransientError
 from bacalhau_api.meta import Contact, Ref, Resource
-from bacalhau_api.v1.execution import Execution, Report
+from bacalhau_api.v1.execution import Execution, Phase, Report
 from bacalhau_api.v1.node import Membership
 from bacalhau_controllers import contact
-from bacalhau_controllers.controller import Controller
+from bacalhau_controllers.controller import SWEEP_TICKS, Controller
 from bacalhau_controllers.execution import plan as execution_plan
 from bacalhau_controllers.execution import reconciler as execution_reconciler
 from bacalhau_controllers.gateway import Gateway
 from bacalhau_controllers.inbox import FactInbox, Offer
+from bacalhau_controllers.job import JobReconciler
 from bacalhau_controllers.job import look as job_look
 from bacalhau_controllers.job import reconciler as job_reconciler
 from bacalhau_controllers.job import retry as job_retry
+from bacalhau_controllers.job import slots as job_slots
 from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Sight
 from bacalhau_controllers.job.owned import SlotView
@@ -119,6 +121,16 @@ def _acknowledge_the_whole_batch(patch: Patch) -> None:
     patch.setattr(Gateway, "facts", all_of_it)
 
 
+def _drop_acknowledgements(patch: Patch) -> None:
+    facts = Gateway.facts
+
+    async def silent(self: Gateway, batch: Any) -> Any:
+        answer = await facts(self, batch)
+        return answer.but(seq=batch.facts[0].seq - 1) if hasattr(answer, "seq") else answer
+
+    patch.setattr(Gateway, "facts", silent)
+
+
 def _lose_the_outbox(patch: Patch) -> None:
     recover = Agent._recover
 
@@ -174,7 +186,9 @@ def _write_without_fence(patch: Patch) -> None:
 
 
 def _keep_finished_jobs_for_no_time(patch: Patch) -> None:
-    patch.setattr(RetentionSettings.__init__, "__defaults__", (5.0, 10_000, 200))
+    usual = RetentionSettings.__init__.__defaults__
+    assert usual is not None
+    patch.setattr(RetentionSettings.__init__, "__defaults__", (5.0, *usual[1:]))
 
 
 # -- jobs ------------------------------------------------------------------------------------------
@@ -195,6 +209,35 @@ def _ignore_acceptance(patch: Patch) -> None:
 
     for module in ("work", "rollout", "cleanup"):
         patch.setattr(f"bacalhau_controllers.job.{module}.look", forgetful)
+
+
+def _accept_twice(patch: Patch) -> None:
+    """A late result is accepted as well, beside the one that its slot holds."""
+    finish = Draft.finish
+
+    def generous(self: Draft, job: Any, **words: str) -> Any:
+        for view in self.view.current.retried_views():
+            for late in view.attempts if view.acceptance is not None else ():
+                is_other = view.acceptance and view.acceptance.spec.execution != late.name
+                if is_other and late.phase is Phase.SUCCEEDED:
+                    second = job_slots.new_acceptance(self.job, late, self.now)
+                    self.accept.append(second.with_meta(name=late.name))
+        return finish(self, job, **words)
+
+    patch.setattr(Draft, "finish", generous)
+
+
+def _give_places_back_in_doubt(patch: Patch) -> None:
+    """A commit without an answer is taken for one that did not happen."""
+    settle = JobReconciler._settle_doubt
+
+    async def hasty(self: JobReconciler, ref: Ref, *, is_over: bool = False) -> None:
+        doubt = self._in_doubt.pop(ref, None)
+        for key in doubt.keys if doubt is not None and not is_over else ():
+            self.nodes.release(key)
+        await settle(self, ref, is_over=is_over)
+
+    patch.setattr(JobReconciler, "_settle_doubt", hasty)
 
 
 def _forget_reservations(patch: Patch) -> None:
@@ -258,6 +301,17 @@ def _forget_timers_and_sweeps(patch: Patch) -> None:
     patch.setattr(Controller, "sweep", never)
 
 
+def _forget_everything_on_restart(patch: Patch) -> None:
+    """A new leader waits for events, instead of looking at all there is; so do its sweeps."""
+
+    def begin(self: Controller) -> None:
+        self.queue.reset()
+        self._buckets = [{} for _ in range(SWEEP_TICKS)]
+        self._is_working = True
+
+    patch.setattr(Controller, "begin", begin)
+
+
 def _lead_without_catching_up(patch: Patch) -> None:
     async def at_once(self: Manager) -> None:
         await self._state.cache.wait_synced()
@@ -288,6 +342,22 @@ def _compare_wall_clocks(patch: Patch) -> None:
         return (now.wall - self.wall).total_seconds()
 
     patch.setattr(Instant, "elapsed", elapsed)
+
+
+def _unknown_is_failed(patch: Patch) -> None:
+    plan = execution_plan.plan
+
+    def rash(execution: Execution, reports: Any, view: Any, now: Any) -> Any:
+        todo = plan(execution, reports, view, now)
+        if todo.status.contact is not Contact.UNKNOWN:
+            return todo
+        end = Report(
+            step=1_000_000, incarnation="?", phase=Phase.FAILED, reason="Unknown", finished_at=now
+        )
+        failed = todo.status.but(report=end, waiting=None)
+        return type(todo)(failed, todo.is_orphan, todo.delete, todo.stop, todo.requeue_after)
+
+    patch.setattr(execution_reconciler, "plan", rash)
 
 
 def _removed_node_is_lost_at_once(patch: Patch) -> None:
@@ -338,6 +408,13 @@ def _keep_what_nobody_wants(patch: Patch) -> None:
     for key, handler in list(machine.TRANSITIONS.items()):
         if handler is transitions.unassigned:
             patch.setitem(machine.TRANSITIONS, key, lambda case, state, event: state)
+
+
+def _skip_the_sweep(patch: Patch) -> None:
+    async def nothing(self: Upkeep) -> None:
+        return
+
+    patch.setattr(Upkeep, "sweep", nothing)
 
 
 def _never_look_at_the_engine(patch: Patch) -> None:
@@ -391,6 +468,7 @@ BUGS: tuple[Planted, ...] = (
             "lease-fails=0.5,store-outage=3"),
     Planted("acknowledge-the-whole-batch", _acknowledge_the_whole_batch, "store-outage=3,"
             "lease-fails=0.5,store-slow=0.3"),
+    Planted("drop-acknowledgements", _drop_acknowledgements),
     Planted("lose-the-outbox", _lose_the_outbox, "crash-node=10,partition=5"),
     Planted("newest-report-wins", _newest_report_wins),
     Planted("lost-pushes-are-ignored", _lost_pushes_are_ignored, "net-loss=0.2"),
@@ -399,6 +477,9 @@ BUGS: tuple[Planted, ...] = (
     Planted("keep-finished-jobs-for-no-time", _keep_finished_jobs_for_no_time),
     Planted("unknown-is-gone", _unknown_is_gone, "partition=6"),
     Planted("ignore-acceptance", _ignore_acceptance),
+    Planted("accept-twice", _accept_twice, "partition=6,net-delay=0.2"),
+    Planted("give-places-back-in-doubt", _give_places_back_in_doubt, "store-late-write=0.2,"
+            "store-loses-answer=0.1"),
     Planted("forget-reservations", _forget_reservations),
     Planted("release-lost-reservations", _release_lost_reservations, "partition=6,node-off=3"),
     Planted("charge-system-faults", _charge_system_faults, "engine-loses-run=10,reboot-node=5,"
@@ -407,19 +488,22 @@ BUGS: tuple[Planted, ...] = (
     Planted("losers-run-on", _losers_run_on, "partition=6"),
     Planted("wait-for-nothing", _wait_for_nothing),
     Planted("forget-timers-and-sweeps", _forget_timers_and_sweeps),
+    Planted("forget-everything-on-restart", _forget_everything_on_restart, "crash-orchestrator=6"),
     Planted("lead-without-catching-up", _lead_without_catching_up, "crash-orchestrator=8,"
             "watch-lags=0.3,store-outage=2"),
     Planted("believe-the-cache-in-doubt", _believe_the_cache_in_doubt, "store-loses-answer=0.2,"
             "watch-lags=0.3"),
     Planted("replace-too-soon", _replace_too_soon, "partition=6"),
     Planted("go-on-when-cut-off", _go_on_when_cut_off, "partition=6"),
-    Planted("compare-wall-clocks", _compare_wall_clocks, "clock-step=6,partition=6"),
+    Planted("compare-wall-clocks", _compare_wall_clocks, "clock-step=40,partition=8"),
+    Planted("unknown-is-failed", _unknown_is_failed, "partition=6"),
     Planted("unknown-is-lost", _removed_node_is_lost_at_once, "partition=6"),
     Planted("start-before-writing-it-down", _start_before_writing_it_down, "disk-slow=0.5"),
     Planted("answer-before-the-disk-has-it", _answer_before_the_disk_has_it, "crash-node=6,"
             "disk-slow=0.5"),
     Planted("reuse-run-numbers", _reuse_run_numbers),
     Planted("keep-what-nobody-wants", _keep_what_nobody_wants),
+    Planted("skip-the-sweep", _skip_the_sweep, "wipe-node=6"),
     Planted("never-look-at-the-engine", _never_look_at_the_engine, "crash-node=6"),
     Planted("run-again-after-a-lost-ledger", _run_again_after_a_lost_ledger, "wipe-node=6"),
     Planted("ignore-stops", _ignore_stops),

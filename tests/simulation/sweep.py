@@ -1,8 +1,10 @@
-"""The sweep: one disturbance at every write of every reconciler, one run each.
+"""The sweep: one disturbance at every write of every reconciler and every ledger, one run each.
 
 For the k-th write of each writer in a reference run: the orchestrator crashes before it, or after
 it; or what its writer saw is old for a while from then on (all versions come later, or only the
-newest of each). `python -m tests.simulation.sweep` runs all of them.
+newest of each). For the k-th time that an agent touches its world (each commit of its ledger, before
+and after; each call of its engine, storage, publisher and disk): the agent crashes there.
+`python -m tests.simulation.sweep` runs all of them.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tests.simulation.world import Faults, World
+from tests.simulation.world.machines import Machine
 from tests.simulation.world.orchestrators import Orchestrator
 from tests.simulation.world.world import Failure
 
@@ -20,7 +23,7 @@ STALE_SECONDS = 8.0
 
 
 class Disturbance(StrEnum):
-    """What happens at a write."""
+    """What happens at a write of an orchestrator."""
 
     CRASH_BEFORE = "crash-before"
     CRASH_AFTER = "crash-after"
@@ -56,6 +59,35 @@ def points(seed: int) -> list[Point]:
     return [Point(writer, n) for writer in sorted(counts) for n in range(counts[writer])]
 
 
+def steps(seed: int) -> list[Point]:
+    """All that agents do to their worlds in the reference run."""
+    counts: Counter[str] = Counter()
+    world = _world(seed)
+
+    def count(machine: Machine, what: str) -> None:
+        counts[f"{machine} {what}"] += 1
+
+    world.on_boundary = count
+    world.run()
+    return [Point(writer, n) for writer in sorted(counts) for n in range(counts[writer])]
+
+
+def crash_agent(seed: int, point: Point) -> str:
+    """Run with one crash of an agent. Returns what went wrong, empty if nothing did."""
+    world = _world(seed)
+    count = 0
+
+    def strike(machine: Machine, what: str) -> None:
+        nonlocal count
+        if f"{machine} {what}" == point.writer:
+            count += 1
+            if count == point.number + 1:
+                machine.crash(what)
+
+    world.on_boundary = strike
+    return _words(world)
+
+
 def disturb(seed: int, point: Point, disturbance: Disturbance) -> str:
     """Run with one disturbance. Returns what went wrong, empty if nothing did."""
     world = _world(seed)
@@ -79,6 +111,10 @@ def disturb(seed: int, point: Point, disturbance: Disturbance) -> str:
                 one.store.blind_until = until
 
     world.on_write = strike
+    return _words(world)
+
+
+def _words(world: World) -> str:
     try:
         world.run()
     except Failure as failure:
@@ -96,15 +132,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the reference run")
     parser.add_argument("--stride", type=int, default=1, help="only every so many points")
     asked = parser.parse_args()
-    began, failed, count = time.monotonic(), 0, 0
+    began, failed = time.monotonic(), 0
+    counts: Counter[str] = Counter()
+
+    def note(kind: str, point: Point, words: str) -> None:
+        nonlocal failed
+        counts[kind] += 1
+        if words:
+            failed += 1
+            print(f"{point.writer} {point.number}, {kind}:\n{words}\n", flush=True)
+
     for point in points(asked.seed)[:: asked.stride]:
         for disturbance in Disturbance:
-            words = disturb(asked.seed, point, disturbance)
-            count += 1
-            if words:
-                failed += 1
-                print(f"{point.writer} write {point.number}, {disturbance}:\n{words}\n", flush=True)
-    print(f"{count} disturbances, {failed} failed, {time.monotonic() - began:.0f} s")
+            note(disturbance, point, disturb(asked.seed, point, disturbance))
+    for point in steps(asked.seed)[:: asked.stride]:
+        note("crash-agent", point, crash_agent(asked.seed, point))
+    took = time.monotonic() - began
+    print(f"{dict(counts)}: {counts.total()} disturbances, {failed} failed, {took:.0f} s")
     return 1 if failed else 0
 
 

@@ -18,9 +18,11 @@ or from inside with `simulate(main)`, where awaiting a sleep lets time pass.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from contextvars import Context, copy_context
 from datetime import UTC, datetime, timedelta
+from heapq import heapify, heappop, heappush
 from math import inf
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -54,12 +56,10 @@ class SimTask(asyncio.Task[Any]):
     """A task with a reproducible hash: TaskGroup and asyncio.wait walk sets of tasks, which
     otherwise go by memory addresses."""
 
-    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
-        self._sim_number = number  # before anything puts the task into a set
-        super().__init__(coro, **options)
+    _sim_number = 0
 
     def __hash__(self) -> int:
-        return self._sim_number
+        return self._sim_number or _number(self)
 
     __eq__ = object.__eq__
 
@@ -70,44 +70,101 @@ class SimFuture(asyncio.Future[Any]):
     _sim_number = 0
 
     def __hash__(self) -> int:
-        return self._sim_number
+        return self._sim_number or _number(self)
 
     __eq__ = object.__eq__
 
 
-class _Selector:
-    """Stands in for the operating system: asked to wait, it lets the loop's time pass."""
+def _number(one: SimTask | SimFuture) -> int:
+    """Tasks and futures are numbered in the order in which somebody first asks for the hash."""
+    loop = cast(SimLoop, one.get_loop())
+    loop.numbered += 1
+    one._sim_number = loop.numbered
+    return loop.numbered
 
-    def __init__(self, loop: "SimLoop") -> None:
-        self._loop = loop
 
-    def select(self, timeout: float | None) -> Sequence[object]:
-        """Called once in each pass of the loop; there never is any input."""
-        self._loop.pass_by(timeout)
-        return ()
+class _Handle(asyncio.Handle):
+    """A callback that is ready. As asyncio's own, without what only debugging needs: a good part of
+    a simulation is spent here."""
+
+    __slots__ = ()
+
+    _callback: Callable[..., object]
+    _args: tuple[Any, ...]
+    _cancelled: bool
+    _context: Context
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._context = copy_context() if context is None else context
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._callback!r}>"
+
+    def cancel(self) -> None:
+        """See Handle."""
+        self._cancelled = True
+        self._args = ()
+
+    def cancelled(self) -> bool:
+        """See Handle."""
+        return self._cancelled
+
+
+class _Timer(_Handle):
+    """A callback that is due at some time."""
+
+    __slots__ = ("_due", "_sim")
+
+    def __init__(
+        self,
+        due: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context | None,
+        loop: "SimLoop",
+    ) -> None:
+        super().__init__(callback, args, context)
+        self._due = due
+        self._sim: SimLoop | None = loop
+
+    def cancel(self) -> None:
+        """See Handle."""
+        if not self._cancelled:
+            super().cancel()
+            if self._sim is not None:
+                self._sim.timer_cancelled()
+            self._sim = None
+
+    def when(self) -> float:
+        """See TimerHandle."""
+        return self._due
 
 
 class SimLoop(asyncio.BaseEventLoop):
     """See the module. `errors` collects what was reported to the loop's exception handler, such as
     exceptions that nobody retrieved; `close` raises them."""
 
-    # Of BaseEventLoop, which runs the callbacks; stable since Python 3.4.
-    _scheduled: list[asyncio.TimerHandle]
+    # Of BaseEventLoop; stable since Python 3.4.
     _ready: deque[asyncio.Handle]
-    _clock_resolution: float
+    _stopping: bool
 
     def __init__(self, *, steps_max: int = STEPS_MAX) -> None:
         super().__init__()
-        self._selector = _Selector(self)
-        self._clock_resolution = 1e-9
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._timers_made = 0
+        self._timers_cancelled = 0
         self._sim_time = 0.0
         self._limit = _STOP_ON_IDLE
-        self._steps = 0
         self._steps_max = steps_max
-        self._count = 0
+        self.numbered = 0
+        """How many tasks and futures have a number, see `SimTask`."""
         self.errors: list[dict[str, Any]] = []
         self.set_debug(False)
-        self.set_task_factory(cast(Any, self._make_task))
         self.set_exception_handler(lambda _, context: self.errors.append(context))
 
     # -- driving from outside --------------------------------------------------------------------
@@ -152,9 +209,8 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def next_timer(self) -> float | None:
         """When the next timer fires, in the loop's time; None if there is none."""
-        if self._scheduled and not self._scheduled[0].cancelled():
-            return self._scheduled[0].when()  # the usual case; it is a heap
-        return min((h.when() for h in self._scheduled if not h.cancelled()), default=None)
+        self._drop_cancelled()
+        return self._timers[0][0] if self._timers else None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -206,12 +262,53 @@ class SimLoop(asyncio.BaseEventLoop):
         """Simulated seconds since the loop was made."""
         return self._sim_time
 
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """See BaseEventLoop."""
+        handle = _Handle(callback, args, context)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """See BaseEventLoop. Timers of one instant fire in the order of their making."""
+        timer = _Timer(when, callback, args, context, self)
+        self._timers_made += 1
+        heappush(self._timers, (when, self._timers_made, timer))
+        return cast(asyncio.TimerHandle, timer)
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """See BaseEventLoop."""
+        return self.call_at(self._sim_time + delay, callback, *args, context=context)
+
     def create_future(self) -> "asyncio.Future[Any]":
         """A future of this loop."""
-        future = SimFuture(loop=self)
-        self._count += 1
-        future._sim_number = self._count
-        return future
+        return SimFuture(loop=self)
+
+    def create_task(
+        self,
+        coro: Any,
+        *,
+        name: object = None,
+        context: Context | None = None,
+        **options: Any,
+    ) -> SimTask:
+        """A task of this loop."""
+        return SimTask(coro, loop=self, name=cast(Any, name), context=context, **options)
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., Any], *args: Any
@@ -229,39 +326,64 @@ class SimLoop(asyncio.BaseEventLoop):
             self.call_soon(finish, future.set_exception, error)
         return future
 
-    def pass_by(self, timeout: float | None) -> None:
-        """Asked by the loop's every pass: nothing to do if something is ready (timeout 0), else
+    def timer_cancelled(self) -> None:
+        """Once most timers are cancelled ones, forget those."""
+        self._timers_cancelled += 1
+        if self._timers_cancelled > 100 and self._timers_cancelled * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
+            heapify(self._timers)
+            self._timers_cancelled = 0
+
+    def close(self) -> None:
+        """See BaseEventLoop."""
+        super().close()
+        self._timers.clear()
+
+    def _run_once(self) -> None:
+        """Run until somebody stops the loop: all that is ready, pass by pass, and when nothing is,
         jump to the next timer, or stop at the limit."""
-        if timeout == 0:
-            self._steps += 1
-            if self._steps > self._steps_max:
-                self._steps = 0
+        ready = self._ready
+        popleft, append = ready.popleft, ready.append
+        steps = 0
+        while not self._stopping:
+            timers = self._timers  # another list after `timer_cancelled`
+            while timers and (timers[0][0] <= self._sim_time or timers[0][2]._cancelled):
+                timer = heappop(timers)[2]
+                if timer._cancelled:
+                    self._timers_cancelled -= 1
+                else:
+                    timer._sim = None  # it is not in the heap any more
+                    append(timer)
+            if not ready:
+                if not timers:
+                    if self._limit == inf:
+                        raise DeadlockError(self._describe("nothing is left that could happen"))
+                    self.stop()
+                elif timers[0][0] > self._limit:
+                    self.stop()
+                else:
+                    self._sim_time = timers[0][0]
+                steps = 0
+                continue
+            steps += 1
+            if steps > self._steps_max:
                 raise LivelockError(self._describe(f"busy for {self._steps_max} steps"))
-            return
-        self._steps = 0
-        if timeout is None:
-            if self._limit == inf:
-                raise DeadlockError(self._describe("nothing is left that could happen"))
-            self.stop()
-            return
-        # Cancelled timers at the top of the heap are gone already: the loop has just looked.
-        due = self._scheduled[0].when()
-        if due > self._limit:
-            self.stop()
-        else:
-            self._sim_time = max(self._sim_time, due)
+            for _ in range(len(ready)):
+                handle = cast(_Handle, popleft())
+                if handle._cancelled:
+                    continue
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 as BaseEventLoop does
+                    problem = {"message": f"Exception in {handle}", "exception": error}
+                    self.call_exception_handler(problem)
 
-    def _process_events(self, event_list: Sequence[object]) -> None:
-        """There is no input."""
-
-    def _write_to_self(self) -> None:
-        """Nothing ever has to be woken from another thread."""
-
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
-    ) -> SimTask:
-        self._count += 1
-        return SimTask(self._count, coro, loop=loop, **options)
+    def _drop_cancelled(self) -> None:
+        while self._timers and self._timers[0][2]._cancelled:
+            heappop(self._timers)
+            self._timers_cancelled -= 1
 
     def _drive(self, limit: float) -> None:
         before, self._limit = self._limit, limit

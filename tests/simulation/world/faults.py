@@ -135,6 +135,11 @@ class Faults:
         return cls(rates)
 
     @classmethod
+    def of_seed(cls, seed: int) -> Self:
+        """What a world of this seed draws."""
+        return cls.draw(Random(Random(seed).getrandbits(64)))
+
+    @classmethod
     def parse(cls, text: str) -> Self:
         """`a,b` is these at their usual rates, `a=0.5` one at another, `all` and `-c` all but c.
 
@@ -159,7 +164,8 @@ class Faults:
 
     def only(self, faults: Iterable[Fault]) -> "Faults":
         """Those of them that are on here."""
-        return Faults({f: self.rates[f] for f in faults if f in self.rates})
+        kept = set(faults)
+        return Faults({fault: rate for fault, rate in self.rates.items() if fault in kept})
 
     def __str__(self) -> str:
         if not self.rates:

@@ -21,11 +21,16 @@ _ROUNDS_MAX = 100
 class WorldLoop(SimLoop):
     """A loop that knows which life each task belongs to."""
 
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+    def create_task(  # type: ignore[override]
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: object = None,
+        context: Context | None = None,
+        **options: Any,
     ) -> SimTask:
-        task = super()._make_task(loop, coro, **options)
-        context: Context | None = options.get("context")
+        """A task of this loop, and of the life of whoever makes it."""
+        task = super().create_task(coro, name=name, context=context, **options)
         life = _LIFE.get() if context is None else context.get(_LIFE)
         if life is not None:
             life.adopt(task)
@@ -136,6 +141,7 @@ class PartyClock:
 
     async def sleep(self, seconds: float) -> None:
         """Return after so many of this clock's seconds. The dead do not wake up."""
-        check_alive()
+        life = check_alive()
         await asyncio.sleep(max(seconds, 1e-6) / self._rate if seconds > 0 else 0)
-        check_alive()
+        if life is not None:
+            life.check()

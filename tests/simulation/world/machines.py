@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bacalhau.nats.transport import Transport
 from bacalhau.node.link import NatsLink
 from bacalhau.node.reader import OutputReader
+from bacalhau.node.upload import UploadGate
 from bacalhau_api.errors import BacalhauError, UnavailableError
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import Resources, SpecConfig
@@ -104,11 +105,11 @@ class FlakyStorage(FakeStorage):
 
     is_failing = False
 
-    async def fetch(self, item: Any, into: Path) -> Any:
+    async def fetch(self, item: Any, into: Path, use: Any) -> Any:
         """See Storage."""
         if self.is_failing:
             raise UnavailableError("the source is not reachable")
-        return await super().fetch(item, into)
+        return await super().fetch(item, into, use)
 
 
 class FlakyWorkspace(MemoryWorkspace):
@@ -184,7 +185,12 @@ class Machine:
         self.life = life
         self._client = Client(world.server, self.line, life)
         # Logs and outputs are not read here; nothing asks the reader.
-        link = NatsLink(self.node, cast(Transport, self._client), cast(OutputReader, None))
+        link = NatsLink(
+            self.node,
+            cast(Transport, self._client),
+            cast(OutputReader, None),
+            UploadGate(0, self.clock),
+        )
         self.agent = Agent(
             self.node,
             self.ledger,
@@ -287,11 +293,18 @@ class Machine:
             await self.world.moment()
         if life is not self.life:
             raise asyncio.CancelledError("the agent has died")
+        if self.world.on_boundary is not None:
+            self.world.on_boundary(self, what)
         if self.world.happens(Fault.CRASH_AT_LEDGER, self.rng):
-            self.world.note("crash-at", self.name, what)
-            self.kill()
-            self.world.later(self.rng.uniform(0.1, 20), self.start)
+            self.crash(what)
+        if life is not self.life:
             raise asyncio.CancelledError("the agent died here")
+
+    def crash(self, what: str) -> None:
+        """The agent dies at this point, and is started again after a while."""
+        self.world.note("crash-at", self.name, what)
+        self.kill()
+        self.world.later(self.rng.uniform(0.1, 20), self.start)
 
     def started(self, run_id: str) -> None:
         """The engine really began a run."""

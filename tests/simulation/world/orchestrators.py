@@ -26,6 +26,9 @@ from tests.simulation.world.storage import StoreClient
 if TYPE_CHECKING:
     from tests.simulation.world.world import World
 
+WORKERS = 4
+"""Of each reconciler. More would only stand by: there are few objects."""
+
 
 class Orchestrator:
     """One orchestrator's place: its clocks and its line; processes come and go in it."""
@@ -102,11 +105,13 @@ class Orchestrator:
         settings = JobSettings(
             fault_backoff_seconds_max=20.0, ready_seconds=2.0, verdict_seconds=20.0
         )
-        manager.add(JobReconciler(own, clock, settings=settings), "Job")
-        manager.add(ExecutionReconciler(own, clock, inbox, presence), "Execution")
-        manager.add(PublishingReconciler(own, clock, inbox, presence), "Publication")
-        manager.add(NodeReconciler(own, clock, presence), "Node")
-        manager.add(RetentionReconciler(own, clock), "Job", key=namespace_key)
+        manager.add(JobReconciler(own, clock, settings=settings), "Job", workers=WORKERS)
+        executions = ExecutionReconciler(own, clock, inbox, presence)
+        manager.add(executions, "Execution", workers=WORKERS)
+        publications = PublishingReconciler(own, clock, inbox, presence)
+        manager.add(publications, "Publication", workers=WORKERS)
+        manager.add(NodeReconciler(own, clock, presence), "Node", workers=WORKERS)
+        manager.add(RetentionReconciler(own, clock), "Job", workers=1, key=namespace_key)
         # Users ask for no logs and enrol nobody through this API.
         services = Services(
             shared, endpoint, cast(Enrolment, None), clock, world.ids(f"u-{life.name}")

@@ -62,6 +62,7 @@ class Promises:
         """The API said that this is stored."""
         memory = self.jobs.setdefault(job.metadata.uid, Memory(job.ref))
         memory.generation = max(memory.generation, job.metadata.generation)
+        memory.may_fail = memory.may_fail or can_fail(job.spec)
 
 
 class Users:
@@ -185,7 +186,6 @@ class Users:
         assert isinstance(applied.item, Job)
         self._say("applied", job.name, f"{applied.outcome} {applied.item.metadata.uid[:8]}")
         self.promises.acknowledge(applied.item)
-        self._forgive(applied.item, can_fail(applied.item.spec))
 
     def _changed(self, job: Job) -> Job:
         rng, spec = self._rng, job.spec
