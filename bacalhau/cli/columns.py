@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from bacalhau.cli.text import age, size
+from bacalhau.cli.text import age, duration, parse_time, size
 
 Item = Mapping[str, Any]
+LOCAL_EXECUTION: Final = "LocalExecution"
+"""An execution as its own node shows it, with more in the field `local`."""
+
 Column = tuple[str, Callable[[Item, datetime], str]]
 
 
@@ -86,9 +89,39 @@ def _memory(item: Item, now: datetime) -> str:
     return size(dig(item, "status.info.capacity.memoryBytes", 0) or None)
 
 
+def _quota_cpu(item: Item, now: datetime) -> str:
+    millis = dig(item, "spec.quota.resources.cpuMillis", 0)
+    return f"{millis / 1000:g}" if millis else "-"
+
+
+def _quota_memory(item: Item, now: datetime) -> str:
+    return size(dig(item, "spec.quota.resources.memoryBytes", 0) or None)
+
+
 def _labels(item: Item, now: datetime) -> str:
     labels = {**dig(item, "status.info.labels", {}), **dig(item, "metadata.labels", {})}
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
+
+
+def _manifest_size(item: Item, now: datetime) -> str:
+    return size(dig(item, "spec.sizeBytes", 0))
+
+
+def _local_since(item: Item, now: datetime) -> str:
+    return age(dig(item, "local.since"), now)
+
+
+def _stops_in(item: Item, now: datetime) -> str:
+    moment = parse_time(dig(item, "local.stopAt"))
+    return "-" if moment is None else duration(moment - now)
+
+
+def _unsent(item: Item, now: datetime) -> str:
+    return size(dig(item, "local.unsentBytes", 0)) if dig(item, "local.unsentFacts", 0) else "-"
+
+
+def _revision(item: Item) -> str:
+    return str(dig(item, "status.revisionApplied", "") or "-")[:12]
 
 
 _NAME: Final[Column] = ("NAME", _at("metadata.name"))
@@ -104,6 +137,24 @@ _NARROW: Final[dict[str, tuple[Column, ...]]] = {
     "Publication": (_NAME, ("NODE", _at("spec.node")), ("TARGET", _at("spec.publisher.type")),
                     ("PHASE", _at("status.report.phase", "Pending")), _AGE),
     "Acceptance": (_NAME, ("EXECUTION", _at("spec.execution")), ("NODE", _at("spec.node"))),
+    "Manifest": (_NAME, ("OBJECTS", _at("spec.objects", "0")), ("SIZE", _manifest_size),
+                 ("PARTITIONS", _at("spec.partitions", "1")),
+                 ("LARGEST", _at("spec.objectsMax", "0")), ("EMPTY", _at("spec.partitionsEmpty", "0")),
+                 _AGE),
+    "Source": (_NAME, ("MODE", _at("spec.mode", "enforce")), ("PHASE", _at("status.phase", "Pending")),
+               ("OBJECTS", _at("status.counts.objects", "0")),
+               ("FAILED", _at("status.counts.failed", "0")),
+               ("APPLIED", lambda item, now: _revision(item)), _AGE),
+    "Namespace": (_NAME, ("EXECUTIONS", _at("spec.quota.executions")),
+                  ("CPU", _quota_cpu), ("MEMORY", _quota_memory),
+                  ("GPU", _at("spec.quota.resources.gpu")), _AGE),
+    "RetiredJob": (_NAME, ("PHASE", _at("spec.phase")), ("GENERATION", _at("spec.generation")),
+                   ("FINISHED", _at("spec.finishedAt")), _AGE),
+    "Claim": (_NAME, ("SOURCE", _at("spec.source")), ("PHASE", _at("status.phase", "Held")),
+              ("FILE", _at("spec.file")), ("OUTCOME", _at("status.outcome"))),
+    LOCAL_EXECUTION: (_NAME, ("PHASE", lambda item, now: execution_phase(item)),
+                      ("RUN", _at("local.run", "0")), ("SINCE", _local_since),
+                      ("STOPS IN", _stops_in), ("UNSENT", _unsent), ("EXIT", _exit_code), _AGE),
 }  # fmt: skip
 _WIDE: Final[dict[str, tuple[Column, ...]]] = {
     "Job": (("GENERATION", _at("metadata.generation", "0")),
@@ -114,6 +165,12 @@ _WIDE: Final[dict[str, tuple[Column, ...]]] = {
     "Node": (("VERSION", _at("status.info.version")), ("LABELS", _labels)),
     "Publication": (("JOB", _at("spec.job")), ("WAITS FOR", _waiting), ("MESSAGE", _message)),
     "Acceptance": (("JOB", _at("spec.job")), ("SLOT", lambda item, now: slot_of(item))),
+    "Source": (("PATH", _at("status.path")), ("MESSAGE", _at("status.message"))),
+    "Namespace": (("RESULTS", _at("spec.quota.storedResults")),),
+    "RetiredJob": (("RETIRED", _at("spec.retiredAt")), ("MESSAGE", _at("spec.message"))),
+    "Claim": (("COMMIT", _at("spec.commit")), ("UID", _at("spec.uid"))),
+    LOCAL_EXECUTION: (("JOB", _at("spec.job")), ("STAGE", _at("local.stage")),
+                      ("WAITS FOR", _waiting), ("MESSAGE", _message)),
 }  # fmt: skip
 
 

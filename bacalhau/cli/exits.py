@@ -4,6 +4,7 @@ Scripts rely on the codes; they are listed in docs/reference/cli.md.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from bacalhau.cli.text import clean
@@ -14,12 +15,26 @@ if TYPE_CHECKING:
 OK: Final = 0
 ERROR: Final = 1
 USAGE: Final = 2
+CHANGES: Final = 2
+"""Of `plan`, `diff` and `simulate`: something would happen. Their wrong usage is an ERROR."""
+
 JOB_FAILED: Final = 3
 TIMEOUT: Final = 4
 NOT_FOUND: Final = 5
 UNAVAILABLE: Final = 6
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
+
+
+_REVIEWS: Final = frozenset({"plan", "diff", "simulate"})
+
+
+def of_command(words: Sequence[str], code: int) -> int:
+    """The exit code of a failed command line. Those that tell changes by their exit code have one
+    code for all that went wrong."""
+    command = next((w for w in words if not w.startswith("-")), "")
+    is_wrong = code not in (OK, INTERRUPTED, BROKEN_PIPE)
+    return ERROR if command in _REVIEWS and is_wrong else code
 
 
 def usage(where: str, message: str, value: str = "", hint: str = "") -> "BacalhauError":

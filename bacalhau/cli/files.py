@@ -14,16 +14,21 @@ FILE_BYTES_MAX: Final = 2 * 1024 * 1024
 
 
 def read_documents(
-    paths: Sequence[Path], *, recursive: bool, namespace: str = DEFAULT_NAMESPACE
+    paths: Sequence[Path],
+    *,
+    recursive: bool,
+    namespace: str = DEFAULT_NAMESPACE,
+    texts: Sequence[tuple[str, bytes]] | None = None,
 ) -> list[Document]:
     """All documents of some files. `-` is standard input; of a directory, the files in it that
-    look like manifests. What names no namespace gets `namespace`.
+    look like manifests. What names no namespace gets `namespace`. `texts` are the files' if they
+    were read already.
 
     Raises InvalidError with the problems of all files together.
     """
     documents: list[Document] = []
     problems: list[Problem] = []
-    for source, text in _texts(paths, recursive=recursive):
+    for source, text in texts if texts is not None else read_texts(paths, recursive=recursive):
         try:
             documents += parse_manifests(text, source=source)
         except InvalidError as error:
@@ -33,7 +38,8 @@ def read_documents(
     return [_placed(document, namespace) for document in documents]
 
 
-def _texts(paths: Sequence[Path], *, recursive: bool) -> list[tuple[str, bytes]]:
+def read_texts(paths: Sequence[Path], *, recursive: bool) -> list[tuple[str, bytes]]:
+    """What these files hold, each with its name. Raises InvalidError."""
     texts = []
     for path in paths:
         if str(path) == "-":

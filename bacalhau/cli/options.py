@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from bacalhau.cli.completing import complete_jobs, complete_targets
 from bacalhau.cli.session import Session
 
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The namespace.")]
@@ -14,7 +15,12 @@ Timeout = Annotated[
 OutputDefault = Annotated[
     str, typer.Option("--output", "-o", help="table, wide, json, yaml or name.")
 ]
-Words = Annotated[list[str], typer.Argument(metavar="KIND [NAME...] | KIND/NAME...")]
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="KIND [NAME...] | KIND/NAME...", autocompletion=complete_targets),
+]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", autocompletion=complete_jobs)]
+JobArguments = Annotated[list[str], typer.Argument(metavar="JOB...", autocompletion=complete_jobs)]
 
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
 

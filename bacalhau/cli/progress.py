@@ -2,57 +2,107 @@
 
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bacalhau.cli import exits
-from bacalhau.cli.text import clean, duration, now
+from bacalhau.cli.text import clean, clean_lines, duration, now
 from bacalhau.client.sync import Client
-from bacalhau.client.waiting import Goal
-from bacalhau_api.errors import BacalhauError
-from bacalhau_api.v1.job import Job
+from bacalhau.client.waiting import Goal, Waited
+from bacalhau_api.errors import BacalhauError, TransientError
+from bacalhau_api.v1.execution import Execution
+from bacalhau_api.v1.job import Job, JobPhase
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+TAIL_LINES: Final = 10
 
 
 def wait_for_job(client: Client, job: Job, goal: Goal, timeout_seconds: float | None) -> int:
     """Wait, show how it goes on stderr, and return the exit code.
 
-    Raises WaitTimeoutError. Ctrl-C leaves the job running and says how to come back.
+    Raises WaitTimeoutError, KeyboardInterrupt.
     """
     began = now()
+    waited = watched(client, job, goal, timeout_seconds)
+    if waited.is_reached:
+        print(f"job/{clean(job.name)} {goal} ({duration(now() - began)})", flush=True)
+        return exits.OK
+    show_failure(client, waited.job)
+    return exits.JOB_FAILED
+
+
+def watched(
+    client: Client, job: Job, goal: Goal, timeout_seconds: float | None, *, is_quiet: bool = False
+) -> Waited:
+    """Wait, and show how it goes on stderr, unless quiet.
+
+    Raises WaitTimeoutError. Ctrl-C leaves the job running, says how to come back, and goes on as
+    KeyboardInterrupt.
+    """
     with ExitStack() as stack:
-        line = _Line(stack)
+        line = None if is_quiet else _Line(stack)
+
+        def show(text: str) -> None:
+            if line is not None:
+                line.show(text)
+
         try:
-            waited = client.wait(
+            return client.wait(
                 job.name,
                 job.ref.namespace,
                 goal=goal,
                 timeout_seconds=timeout_seconds,
                 generation=job.metadata.generation,
-                on_update=lambda seen: line.show(summary(seen)),
+                on_update=lambda seen: show(summary(seen)),
+                on_lost=lambda: show(f"{client.server} does not answer; trying again"),
             )
         except KeyboardInterrupt:
-            line.clear()
-            where = "" if job.ref.namespace == "default" else f" -n {clean(job.ref.namespace)}"
+            if line is not None:
+                line.clear()
+            name, where = clean(job.name), back_to(job)
             exits.note(
-                f"the job goes on; come back with: bacalhau wait {clean(job.name)}{where}"
-                f" (stop it with: bacalhau stop {clean(job.name)}{where})"
+                f"the job goes on; come back with: bacalhau wait {name}{where}"
+                f" (stop it with: bacalhau stop {name}{where})"
             )
-            return exits.INTERRUPTED
-    took = duration(now() - began)
-    status = waited.job.status
-    if waited.is_reached:
-        print(f"job/{clean(job.name)} {goal} ({took})")
-        return exits.OK
+            raise
+
+
+def back_to(job: Job) -> str:
+    """What has to be added to a command for it to find the job's namespace."""
+    return "" if job.ref.namespace == "default" else f" -n {clean(job.ref.namespace)}"
+
+
+def show_failure(client: Client, job: Job, *, with_tail: bool = True) -> None:
+    """Why a job ended badly, with the last lines that a failed execution wrote to stderr."""
+    status, where = job.status, back_to(job)
     why = clean(status.message or status.reason)
+    if with_tail and status.phase is JobPhase.FAILED:
+        for line in _last_words(client, job):
+            exits.note(line)
     exits.tell(
         BacalhauError(
             f"job {job.name} is {status.phase}{f': {why}' if why else ''}",
-            hint=f"bacalhau explain job {job.name}; bacalhau logs {job.name}",
+            hint=f"bacalhau explain job {job.name}{where}; bacalhau logs {job.name}{where}",
         )
     )
-    return exits.JOB_FAILED
+
+
+def _last_words(client: Client, job: Job) -> list[str]:
+    fields = f"job={job.name},phase=Failed"
+    try:
+        failed = client.list(Execution, namespace=job.ref.namespace, fields=fields, sort="-created")
+        for execution in failed:
+            spec, report = execution.spec, execution.status.report
+            is_mine = spec.job_uid == job.metadata.uid
+            if not is_mine or spec.slot.generation != job.metadata.generation or report is None:
+                continue
+            tail = clean_lines(report.stderr_tail or report.stdout_tail).rstrip().splitlines()
+            if tail:
+                return [f"[{execution.name}] {line}" for line in tail[-TAIL_LINES:]]
+    except TransientError:  # an extra: what happened is told without it
+        pass
+    return []
 
 
 def summary(job: Job) -> str:
@@ -67,7 +117,8 @@ def summary(job: Job) -> str:
         parts.append(f"{counts.running} running")
     if counts.failed:
         parts.append(f"{counts.failed} failed")
-    if status.waiting is not None:
+    # What runs is waited for anyway; only what keeps more from running is news.
+    if status.waiting is not None and not counts.running:
         parts.append(f"waiting: {status.waiting.message or status.waiting.what}")
     return clean(", ".join(parts))
 

@@ -2,12 +2,22 @@
 names the option."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, TypeVar
 
 from bacalhau.cli.exits import usage
-from bacalhau.settings import AllowedPath, CapacityOverrides, Role
+from bacalhau.settings import (
+    INPUT_CACHE_BYTES,
+    AllowedPath,
+    CapacityOverrides,
+    Role,
+    TransferSettings,
+)
 
 T = TypeVar("T", bound=str)
+
+RATE_MIN: Final = 1024
+"""Bytes a second. With less, no piece arrives before whoever asked for it gives up."""
 
 _ROLES: Final[dict[frozenset[str], Role]] = {
     frozenset({"orchestrator"}): "orchestrator",
@@ -44,6 +54,24 @@ def parse_orchestrator(orchestrator: str, role: Role, here: str) -> str:
     from bacalhau.client.address import check_server
 
     return check_server(orchestrator)
+
+
+def parse_gitops(texts: Sequence[str], role: Role) -> tuple[tuple[str, Path], ...]:
+    """Watched directories, each `DIR` or `NAME=DIR`."""
+    if not texts:
+        return ()
+    from bacalhau.gitops.place import parse_place
+
+    if role == "compute":
+        hint = "an orchestrator watches directories; or run one here: bacalhau gitops run DIR"
+        raise _wrong("--gitops", texts[0], hint)
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, root = parse_place(text)
+        if name in found:
+            raise _wrong("--gitops", text, f"{name} is named twice: write NAME=DIR")
+        found[name] = root
+    return tuple(found.items())
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
@@ -85,6 +113,87 @@ def parse_capacity(
         gpu=gpu,
         executions_max=executions_max,
     )
+
+
+def parse_networks(texts: Sequence[str]) -> tuple[str, ...]:
+    """Names of networks in any letter case; Full is the old name of Host."""
+    known = {name.lower(): name for name in ("HTTP", "Bridge", "Host")}
+    found = []
+    for text in texts:
+        name = known.get(text.strip().lower())
+        if name is None:
+            raise _wrong("--allow-network", text, f"use {', '.join(known.values())}")
+        found.append(name)
+    return tuple(found)
+
+
+def parse_size(option: str, text: str) -> int | None:
+    """An amount of bytes; None where nothing was said."""
+    from bacalhau_api.quantity import parse_bytes
+
+    return _quantity(option, text, parse_bytes)
+
+
+def parse_rate(option: str, text: str) -> int | None:
+    """Bytes a second, with or without the `/s`; None where nothing was said, or 0."""
+    rate = parse_size(option, text.strip().removesuffix("/s"))
+    if rate is not None and 0 < rate < RATE_MIN:
+        raise _wrong(option, text, f"use at least {RATE_MIN} bytes a second, or 0 for no limit")
+    return rate or None
+
+
+def parse_span(option: str, text: str) -> float:
+    """Seconds of a duration such as `7d` or `90m`."""
+    from bacalhau_api.quantity import parse_seconds
+
+    try:
+        return float(parse_seconds(text))
+    except ValueError as error:
+        raise _wrong(option, text, str(error)) from error
+
+
+def parse_transfers(
+    *,
+    cache: str,
+    input_max: str,
+    addresses: Sequence[str],
+    allow_private: bool,
+    s3_endpoints: Sequence[str],
+    ipfs_api: str,
+    ipfs_gateway: str,
+    ipfs_seconds: float,
+    protocols: Sequence[str],
+) -> TransferSettings:
+    """What jobs may fetch from and publish to."""
+    from bacalhau.storages.protocols import check_protocol
+    from bacalhau.transfer.addresses import AllowedAddress
+    from bacalhau.transfer.s3 import normal_endpoint
+    from bacalhau_api.quantity import parse_bytes
+
+    room = _quantity("--input-cache", cache, parse_bytes)
+    return TransferSettings(
+        cache_bytes=INPUT_CACHE_BYTES if room is None else room,
+        input_bytes_max=_quantity("--input-max-size", input_max, parse_bytes) or 0,
+        addresses=tuple(
+            _checked("--allow-address", one, lambda text: str(AllowedAddress.parse(text)))
+            for one in addresses
+        ),
+        allow_private=allow_private,
+        s3_endpoints=tuple(_checked("--s3-endpoint", one, normal_endpoint) for one in s3_endpoints),
+        ipfs_api=_checked("--ipfs-api", ipfs_api, normal_endpoint) if ipfs_api else "",
+        ipfs_gateway=_checked("--ipfs-gateway", ipfs_gateway, normal_endpoint)
+        if ipfs_gateway
+        else "",
+        ipfs_seconds=ipfs_seconds,
+        protocols=tuple(_checked("--allow-protocol", one, check_protocol) for one in protocols),
+    )
+
+
+def _checked(option: str, text: str, check: Callable[[str], str]) -> str:
+    try:
+        return check(text)
+    except ValueError as error:
+        raise _wrong(option, text, str(error)) from error
 
 
 def _quantity(option: str, text: str, parse: Callable[[str], int]) -> int | None:

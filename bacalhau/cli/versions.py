@@ -15,11 +15,12 @@ def server_version(server: str) -> str | None:
     """The version of the server; None if nobody answers soon."""
     from urllib.parse import urlsplit
 
+    from bacalhau.cli.plain import connection_to
+
     where = urlsplit(server)
-    kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-    connection = kind(where.hostname or "", where.port, timeout=SERVER_SECONDS)
+    connection = connection_to(server, SERVER_SECONDS)
     try:
-        connection.request("GET", f"{where.path}/version")
+        connection.request("GET", f"{'' if where.scheme == 'unix' else where.path}/version")
         body = connection.getresponse().read(65536)
         found = json.loads(body)["version"]
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):

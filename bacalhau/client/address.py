@@ -1,12 +1,14 @@
 """Where the server is: an address given, or the environment, or this machine."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from bacalhau_api.errors import InvalidError, Problem
 
 DEFAULT_PORT = 1234
 DEFAULT_SERVER = f"http://127.0.0.1:{DEFAULT_PORT}"
+UNIX = "unix:"
 
 
 def server_from(environ: Mapping[str, str]) -> str:
@@ -30,8 +32,20 @@ def server_from(environ: Mapping[str, str]) -> str:
     return check_server(f"http://{host}:{port or DEFAULT_PORT}")
 
 
+def socket_of(server: str) -> Path | None:
+    """The Unix socket that a `unix:PATH` address stands for; None for other addresses."""
+    return Path(server.removeprefix(UNIX)) if server.startswith(UNIX) else None
+
+
 def check_server(server: str) -> str:
-    """A server's URL in its normal form. Raises InvalidError."""
+    """A server's URL in its normal form; `unix:PATH` is the socket of a node's agent. Raises
+    InvalidError."""
+    if server.startswith(UNIX):
+        path = server.removeprefix(UNIX)
+        if not path.startswith("/") or "\0" in path:
+            hint = f"such as {UNIX}/var/lib/bacalhau/node/agent.sock"
+            raise InvalidError([Problem("server", "is not an absolute path", server[:200], hint)])
+        return server
     text = server if "://" in server else f"http://{server}"
     hint = f"such as {DEFAULT_SERVER}"
     try:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -11,11 +11,13 @@ from typing import Literal, Self, TypeVar
 import httpx
 
 from bacalhau.client import calls
-from bacalhau.client.address import DEFAULT_SERVER, check_server
+from bacalhau.client.address import DEFAULT_SERVER, check_server, socket_of
 from bacalhau.client.calls import Call, Filter, Page, names_of
 from bacalhau.client.download import Downloaded
 from bacalhau.client.errors import WaitTimeoutError, connection_error, error_from
 from bacalhau.client.layout import Layout
+from bacalhau.client.logposition import BACK, LOST, LogPosition, can_go_on
+from bacalhau.client.review import AsyncReviews
 from bacalhau.client.sync import Client
 from bacalhau.client.waiting import (
     Backoff,
@@ -28,6 +30,7 @@ from bacalhau.client.waiting import (
     log_record,
 )
 from bacalhau.kinds import EXECUTION, JOB
+from bacalhau.localsocket import short_address
 from bacalhau.replies import (
     Deleted,
     Explanation,
@@ -42,6 +45,7 @@ from bacalhau.replies import (
 )
 from bacalhau_api.errors import NotFoundError, TransientError
 from bacalhau_api.meta import DEFAULT_NAMESPACE, Resource
+from bacalhau_api.provenance import Provenance
 from bacalhau_api.v1.execution import Execution, OutputFile
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.node import Node
@@ -58,7 +62,7 @@ TRIES_MAX = 3
 _STREAMING = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, read=SILENCE_SECONDS)
 
 
-class AsyncClient:
+class AsyncClient(AsyncReviews):
     """Talks to one server. Use it as an asynchronous context manager, or `close` it.
 
     `server` is such as `http://127.0.0.1:1234`, the default; `token` is asked for by servers that
@@ -72,8 +76,12 @@ class AsyncClient:
         headers = {"User-Agent": "bacalhau-python"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
+        path = socket_of(self.server)
+        self._places = ExitStack()
+        socket = self._places.enter_context(short_address(path)) if path else None
         self._http = httpx.AsyncClient(
-            base_url=self.server,
+            base_url="http://agent" if path else self.server,
+            transport=httpx.AsyncHTTPTransport(uds=socket) if socket else None,
             headers=headers,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             # A proxy of the environment is for the web, not for the cluster next door; and a
@@ -84,6 +92,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Let go of connections."""
         await self._http.aclose()
+        self._places.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,18 +147,22 @@ class AsyncClient:
             if not token:
                 return
 
-    async def apply(self, job: Job, *, dry_run: bool = False) -> JobApplied:
-        """Create a job, or change it to what is given."""
-        return await self.send(calls.apply_job(job, dry_run=dry_run))
+    async def apply(
+        self, job: Job, *, dry_run: bool = False, origin: Provenance | None = None
+    ) -> JobApplied:
+        """Create a job, or change it to what is given. `origin` goes into the history."""
+        return await self.send(calls.apply_job(job, dry_run=dry_run, origin=origin))
 
     async def create(self, job: Job | str | bytes, namespace: str | None = None) -> JobApplied:
         """Create a job from a Job or the text of a job file; one without a name is given one.
         Raises ConflictError if it exists."""
         return await self.send(calls.create(job, namespace))
 
-    async def apply_node(self, node: Node, *, dry_run: bool = False) -> NodeApplied:
+    async def apply_node(
+        self, node: Node, *, dry_run: bool = False, origin: Provenance | None = None
+    ) -> NodeApplied:
         """Change a node's labels, annotations and the spec fields that are set."""
-        return await self.send(calls.apply_node(node, dry_run=dry_run))
+        return await self.send(calls.apply_node(node, dry_run=dry_run, origin=origin))
 
     async def delete(
         self,
@@ -210,10 +223,11 @@ class AsyncClient:
         timeout_seconds: float | None = None,
         generation: int = 0,
         on_update: Callable[[Job], None] = lambda job: None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> Waited:
         """Wait until a job is complete, delivered or running, or never will be.
 
-        Survives restarts of the server. Raises WaitTimeoutError, NotFoundError (there is no such
+        Survives restarts of the server; `on_lost` is called when it does not answer. Raises WaitTimeoutError, NotFoundError (there is no such
         job, or it was deleted).
         """
         fields = f"name={name}"
@@ -224,6 +238,8 @@ class AsyncClient:
         async with aclosing(updates):
             async for update in updates:
                 job = update.item
+                if update.type == "LOST":
+                    on_lost()
                 is_gone = job is not None and update.type == "DELETED" and job.metadata.uid == uid
                 if is_gone or (update.type == "SYNCED" and not uid):
                     raise NotFoundError(f"there is no job {name} in namespace {namespace}")
@@ -274,6 +290,7 @@ class AsyncClient:
             except TransientError:
                 if not was_connected:
                     raise
+                yield WatchUpdate("LOST")
             pause = backoff.next()
             if deadline is not None:
                 pause = max(0.0, min(pause, deadline - time.monotonic()))
@@ -305,20 +322,63 @@ class AsyncClient:
     ) -> AsyncGenerator[LogRecord, None]:
         """The output of an execution, or of all executions of a job. With `follow` until the end.
 
-        Raises UnavailableError where the log breaks off; the last record's `offset` is where to
-        read on (executions only).
+        Followed, it survives restarts of the server: notices tell of them, and nothing is repeated
+        or left out. Otherwise UnavailableError is raised where the log breaks off; the last
+        record's `offset` is where to read on (executions only).
         """
         names = JOB if isinstance(of, Job) else EXECUTION
         path = names.path(of.ref.namespace, of.name, "logs")
         params = calls.log_params(follow=follow, tail=tail, stream=stream, offset=offset)
-        async with self._stream(path, params) as answer:
+        async with aclosing(self._log_records(path, params, is_job=names is JOB)) as records:
+            async for record in records:
+                yield record
+
+    async def _log_records(
+        self, path: str, params: Mapping[str, str], *, is_job: bool
+    ) -> AsyncGenerator[LogRecord, None]:
+        """The records of a log. Followed, it goes on over new connections where it was, without
+        repeating or leaving out anything."""
+        position = LogPosition(has_tail="tail" in params)
+        backoff, is_lost, was_connected = Backoff(), False, False
+        while True:
+            call = calls.read_log(path, params, position.offsets, is_job=is_job)
+            try:
+                async with aclosing(self._log_once(call)) as records:
+                    async for record in records:
+                        was_connected = True
+                        if record is not None:
+                            backoff.reset()
+                        if is_lost:
+                            is_lost = False
+                            yield LogRecord(notice=BACK)
+                        is_end = record is not None and record.end
+                        for fresh in position.rest() if is_end else ():
+                            yield fresh
+                        if is_end:
+                            return
+                        for fresh in position.take(record) if record is not None else ():
+                            yield fresh
+            except TransientError as error:
+                is_told = can_go_on(error.reason) and calls.can_resume(self.server, is_job=is_job)
+                if "follow" not in params or not was_connected or not is_told:
+                    raise
+            position.broke()
+            if not is_lost:
+                is_lost = True
+                yield LogRecord(notice=LOST)
+            await asyncio.sleep(backoff.next())
+
+    async def _log_once(self, call: Call[bytes]) -> AsyncGenerator[LogRecord | None, None]:
+        """One answer's records; None first, once it is there. Raises where it breaks off."""
+        async with self._stream(call.path, call.params, call) as answer:
+            yield None
             lines = Lines()
             async for data in answer.aiter_bytes():
                 for line in filter(None, lines.feed(data)):
                     record = log_record(line)
+                    yield record
                     if record.end:
                         return
-                    yield record
         raise connection_error(self.server, EOFError("the log broke off before its end"))
 
     async def results(
@@ -422,10 +482,18 @@ class AsyncClient:
         raise AssertionError("unreachable")
 
     @asynccontextmanager
-    async def _stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+    async def _stream(
+        self, path: str, params: Mapping[str, str], call: Call[bytes] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        call = call or calls.raw(path, params)
         try:
             async with self._http.stream(
-                "GET", path, params=dict(params), timeout=_STREAMING
+                call.method,
+                call.path,
+                params=dict(call.params),
+                content=call.body,
+                headers={"Content-Type": call.content_type} if call.content_type else {},
+                timeout=_STREAMING,
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_from(answer.status_code, await answer.aread())

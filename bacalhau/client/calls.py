@@ -21,6 +21,7 @@ from bacalhau.replies import (
     JoinAnswer,
     JoinRequest,
     ListMeta,
+    LogResume,
     NodeApplied,
     Reply,
     RerunRequest,
@@ -33,6 +34,7 @@ from bacalhau.replies import (
 from bacalhau_api.base import Model
 from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.meta import DEFAULT_NAMESPACE, Resource
+from bacalhau_api.provenance import Provenance
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.node import Node
 from bacalhau_api.wire import OutputsPage
@@ -152,19 +154,23 @@ def create(job: Job | str | bytes, namespace: str | None) -> Call[JobApplied]:
     return Call("POST", path, tolerant(JobApplied), body=body, content_type=content_type)
 
 
-def apply_job(job: Job, *, dry_run: bool) -> Call[JobApplied]:
+def _origin(origin: Provenance | None) -> dict[str, str]:
+    return {k: v for k, v in origin.wire().items() if v} if origin else {}
+
+
+def apply_job(job: Job, *, dry_run: bool, origin: Provenance | None = None) -> Call[JobApplied]:
     """Create or change a job."""
     if not job.name:
         hint = "set metadata.name, or create it instead: then the server names it"
         raise InvalidError([Problem("metadata.name", "is missing", hint=hint)])
     path = JOB.path(job.ref.namespace, job.name)
-    params = {"dryRun": "true"} if dry_run else {}
+    params = _origin(origin) | ({"dryRun": "true"} if dry_run else {})
     return Call("PUT", path, tolerant(JobApplied), params, job.encode(), JSON, is_repeatable=True)
 
 
-def apply_node(node: Node, *, dry_run: bool) -> Call[NodeApplied]:
+def apply_node(node: Node, *, dry_run: bool, origin: Provenance | None = None) -> Call[NodeApplied]:
     """Change what operators say of a node."""
-    params = {"dryRun": "true"} if dry_run else {}
+    params = _origin(origin) | ({"dryRun": "true"} if dry_run else {})
     # All that was given, also where it is the default: `unschedulable: false` is a wish, too.
     body = node.model_dump_json(by_alias=True, exclude_unset=True).encode()
     path = NODE.path(name=node.name)
@@ -238,6 +244,26 @@ def log_params(*, follow: bool, tail: int | None, stream: str, offset: int) -> d
     params |= {"tail": str(tail)} if tail is not None else {}
     params |= {"offset": str(offset)} if offset else {}
     return params
+
+
+def can_resume(server: str, *, is_job: bool) -> bool:
+    """Whether a log can be read on over a new connection. A node's own socket knows no positions
+    in the logs of a job."""
+    return not (is_job and server.startswith("unix:"))
+
+
+def read_log(
+    path: str, params: Mapping[str, str], offsets: Mapping[str, int], *, is_job: bool
+) -> Call[bytes]:
+    """A log read, from its start or from where an earlier one was."""
+    if not offsets:
+        return raw(path, params)
+    if is_job:
+        body = LogResume(offsets=dict(offsets)).encode()
+        return Call("POST", path, lambda data: data, params, body, JSON)
+    (offset,) = offsets.values()
+    rest = {key: value for key, value in params.items() if key != "tail"}
+    return raw(path, rest | {"offset": str(offset)})
 
 
 def create_token(node: str, ttl_seconds: int) -> Call[TokenAnswer]:

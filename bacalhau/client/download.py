@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 THREADS: Final = 4
 _COPY_BYTES: Final = 1024 * 1024
 _TRIES_MAX: Final = 5
+_PAUSE_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +195,17 @@ class _Fetch:
             with self._lock:
                 self._done_bytes += at
                 self._resumed_bytes += at
-            for attempt in range(1, _TRIES_MAX + 1):
+            tries = 0
+            while True:
+                before = at
                 try:
                     at = self._copy(part, file, target.write, at)
                     break
                 except UnavailableError:
                     at = target.tell()
-                    if attempt == _TRIES_MAX or self._stop.wait(0.2 * 2**attempt):
+                    # What brings something is worth going on with, however often it breaks off.
+                    tries = 1 if at > before else tries + 1
+                    if tries == _TRIES_MAX or self._stop.wait(_PAUSE_SECONDS * 2**tries):
                         raise
         if self._stop.is_set():
             return

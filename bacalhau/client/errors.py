@@ -72,6 +72,16 @@ def error_of(told: ErrorModel, status: int = 0) -> BacalhauError:
 def connection_error(server: str, error: Exception) -> UnavailableError:
     """The error for a server that could not be reached, or broke off."""
     text = str(error) or type(error).__name__
+    if server.startswith("unix:"):
+        refused = "denied" in text.lower() or isinstance(error, PermissionError)
+        hint = (
+            "ask as the user that the agent runs as"
+            if refused
+            else "the agent does not run, or is about to start: look at its log"
+        )
+        return ConnectError(
+            f"no agent answers at {server.removeprefix('unix:')}: {text}", hint=hint
+        )
     is_local = any(name in server for name in ("127.0.0.1", "localhost", "[::1]"))
     hint = (
         "start one with `bacalhau serve`, or name another with --server or BACALHAU_SERVER"

@@ -27,9 +27,10 @@ RETRY_SECONDS_MAX = 5.0
 @dataclass(frozen=True, slots=True)
 class WatchUpdate(Generic[R]):
     """One event of a watch. `item` is None for RESET (forget what you hold: everything that
-    exists follows) and SYNCED (everything that existed was told)."""
+    exists follows), SYNCED (everything that existed was told), and LOST (the server does not
+    answer; the watch goes on by itself)."""
 
-    type: Literal["ADDED", "MODIFIED", "DELETED", "SYNCED", "RESET"]
+    type: Literal["ADDED", "MODIFIED", "DELETED", "SYNCED", "RESET", "LOST"]
     item: R | None = None
 
 

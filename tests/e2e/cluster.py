@@ -36,6 +36,8 @@ class Process:
     name: str
     data_dir: Path
     args: list[str]
+    wrap: tuple[str, ...] = ()
+    """Words before the command, such as those that put it into a network namespace."""
     popen: subprocess.Popen[bytes] | None = None
     address: dict[str, str] = field(default_factory=dict)
 
@@ -50,7 +52,7 @@ class Process:
         address_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [*BACALHAU, "serve", "--data-dir", str(self.data_dir), *self.args],
+                [*self.wrap, *BACALHAU, "serve", "--data-dir", str(self.data_dir), *self.args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -90,14 +92,17 @@ class Process:
 
 
 class Cluster:
-    """An orchestrator and some agents under one directory."""
+    """An orchestrator and some agents under one directory. `wrap` are words before every command,
+    such as those that put it into a network namespace."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, wrap: tuple[str, ...] = ()) -> None:
         self.root = root
+        self.wrap = wrap
         self.orchestrator = Process(
             "orchestrator",
             root / "orchestrator",
             ["--role", "orchestrator", "--port", "0", "--nats-port", "-1"],
+            wrap,
         )
         self.agents: dict[str, Process] = {}
 
@@ -128,6 +133,7 @@ class Cluster:
             data_dir,
             ["--role", "compute", "--orchestrator", self.server, "--token", token,
              "--name", name, *args],
+            self.wrap,
         )  # fmt: skip
         agent.start()
         self.agents[name] = agent
@@ -138,7 +144,7 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         """One `bacalhau` command against this cluster."""
         done = subprocess.run(
-            [*BACALHAU, *args],
+            [*self.wrap, *BACALHAU, *args],
             check=False,
             capture_output=True,
             text=True,

@@ -1,13 +1,19 @@
 """`delete`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from bacalhau.cli.options import Namespace, session_of
 from bacalhau.cli.targets import Target, parse_named
 from bacalhau.cli.text import clean
+
+if TYPE_CHECKING:
+    from bacalhau.client.sync import Client
+    from bacalhau_api.meta import Resource
+
+EXECUTIONS_FINALIZER: Final = "bacalhau.org/executions"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +32,11 @@ def register(app: typer.Typer) -> None:
         force: Annotated[
             bool, typer.Option("--force", help="At once, whatever still has to be cleaned up.")
         ] = False,
+        wait: Annotated[
+            bool,
+            typer.Option("--wait/--no-wait", help="Wait until they are gone, at most --timeout."),
+        ] = True,
+        timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="See --wait.")] = 10,
         ignore_not_found: Annotated[
             bool, typer.Option("--ignore-not-found", help="What is gone already is no error.")
         ] = False,
@@ -40,7 +51,7 @@ def register(app: typer.Typer) -> None:
         if not wanted:
             raise typer.BadParameter("name what to delete, or give a file with -f")
         for target, _ in wanted:
-            if target.kind.kind not in ("Job", "Node"):
+            if target.kind.kind not in ("Job", "Node", "RetiredJob", "Source", "Namespace"):
                 hint = "delete or stop its job instead"
                 message = "belongs to a controller and cannot be deleted"
                 raise InvalidError([Problem(target.kind.singular, message, hint=hint)])
@@ -55,8 +66,31 @@ def register(app: typer.Typer) -> None:
                         raise
                     print(f"{label} not found")
                     continue
-                waits = f" (waits for {clean(', '.join(gone.pending))})" if gone.pending else ""
-                print(f"{label} {'deleted' if gone.deleted else 'deleting'}{waits}")
+                if gone.deleted or (wait and _is_gone(client, kind, target.name, where, timeout)):
+                    print(f"{label} deleted", flush=True)
+                    continue
+                waits = _pending(gone.pending)
+                print(f"{label} deleting{waits}", flush=True)
+
+
+def _is_gone(
+    client: "Client", kind: "type[Resource]", name: str, namespace: str, seconds: float
+) -> bool:
+    """Whether an object that is being deleted is gone before the time is over."""
+    where = namespace if kind.namespaced else None
+    updates = client.watch(kind, namespace=where, fields=f"name={name}", timeout_seconds=seconds)
+    is_there = False
+    for update in updates:
+        is_there = is_there or update.item is not None
+        # Gone before the watch began, or while it went on.
+        if update.type == "DELETED" or (update.type == "SYNCED" and not is_there):
+            return True
+    return False
+
+
+def _pending(finalizers: tuple[str, ...]) -> str:
+    words = ["its executions" if x == EXECUTIONS_FINALIZER else clean(x) for x in finalizers]
+    return f" (waits until {' and '.join(words)} are cleaned up)" if words else ""
 
 
 def _declared(path: str, namespace: str) -> list[tuple[Target, str]]:

@@ -1,5 +1,6 @@
 """`describe`: everything about one object, for people."""
 
+import json
 from typing import Any
 
 import typer
@@ -39,7 +40,6 @@ def describe_lines(session: Session, target: Target, namespace: str) -> list[str
     path = target.kind.path(namespace, target.name)
     item = session.fetch(path)
     told = session.fetch(f"{path}/explain")
-    past = session.fetch(f"{path}/history", {"limit": str(HISTORY_LINES)})
     lines = _pairs(_common(item) + _special(item))
     lines += ["", "State:", *(f"  {line}" for line in explanation_lines(told))]
     lines += _conditions(item)
@@ -47,6 +47,9 @@ def describe_lines(session: Session, target: Target, namespace: str) -> list[str
         lines += _children(session, item, namespace)
     if item["kind"] == "Execution":
         lines += _tails(item)
+    if session.is_local:
+        return [*lines, "", "History: kept by the orchestrator"]
+    past = session.fetch(f"{path}/history", {"limit": str(HISTORY_LINES)})
     lines += ["", "History:", *(f"  {line}" for line in history_lines(past["items"]))]
     return lines
 
@@ -114,9 +117,21 @@ def _job(item: Any) -> _Pairs:
             ),
         ),
         ("Slots", ", ".join(f"{counts.get(name, 0)} {name}" for name in names)),
+        ("If cut off", _policy(item)),
         ("Started", dig(item, "status.startedAt")),
         ("Finished", dig(item, "status.finishedAt")),
     ]
+
+
+def _policy(item: Any) -> str:
+    """What happens when a node of the job is not heard from."""
+    from bacalhau_api.v1.job import JobSpec
+    from bacalhau_controllers.disconnect import describe_disconnect
+
+    try:
+        return describe_disconnect(JobSpec.decode(json.dumps(item["spec"])))
+    except ValueError:
+        return ""  # of a newer server, whose fields this version does not know
 
 
 def _execution(item: Any) -> _Pairs:
@@ -136,6 +151,25 @@ def _execution(item: Any) -> _Pairs:
             if outputs
             else "",
         ),
+        *_local(item),
+    ]
+
+
+def _local(item: Any) -> _Pairs:
+    """What only the node itself says of an execution."""
+    local = dig(item, "local", {})
+    if not local:
+        return []
+    stop = local.get("stopAt", "")
+    unsent = (
+        f"{size(local['unsentBytes'])} not acknowledged yet" if local["unsentFacts"] else "none"
+    )
+    return [
+        ("Stage", f"{local['stage']} (for {age(local['since'], now())})"),
+        ("Run", local.get("run", 0)),
+        ("Detail", local.get("detail", "")),
+        ("Stops at", f"{stop}, unless the orchestrator is heard before" if stop else ""),
+        ("Unsent facts", unsent),
     ]
 
 
@@ -145,9 +179,17 @@ def _node(item: Any) -> _Pairs:
 
     def plugs(name: str) -> str:
         return ", ".join(
-            plug["name"] if plug.get("available", True) else f"{plug['name']} (unavailable)"
+            plug["name"]
+            if plug.get("available", True)
+            else f"{plug['name']} (unavailable: {plug.get('reason') or 'no reason given'})"
             for plug in dig(item, f"status.info.{name}", ())
         )
+
+    lacks = [
+        (f"No {plug['name']}" if number == 0 else "", text)
+        for plug in dig(item, "status.info.engines", ())
+        for number, text in enumerate(plug.get("missing", ()))
+    ]
 
     return [
         ("Status", node_status(item)),
@@ -162,6 +204,7 @@ def _node(item: Any) -> _Pairs:
             ),
         ),
         ("Engines", plugs("engines")),
+        *lacks,
         ("Storages", plugs("storages")),
         ("Publishers", plugs("publishers")),
         ("Local paths", ", ".join(dig(item, "status.info.localPaths", ()))),

@@ -1,5 +1,6 @@
 """`download`: results to a directory."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from bacalhau.cli import exits
+from bacalhau.cli.completing import complete_jobs
 from bacalhau.cli.options import Namespace, check_choice, session_of
 from bacalhau.cli.text import clean, size
 
@@ -24,7 +26,9 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def download(
         context: typer.Context,
-        name: Annotated[str, typer.Argument(metavar="JOB | execution/NAME")],
+        name: Annotated[
+            str, typer.Argument(metavar="JOB | execution/NAME", autocompletion=complete_jobs)
+        ],
         output: Annotated[
             Path | None,
             typer.Option(
@@ -47,33 +51,59 @@ def register(app: typer.Typer) -> None:
         Interrupted, the same command goes on where it was. Contents are checked against the
         digest that the node recorded.
         """
-        from bacalhau.client.download import download as fetch
-        from bacalhau.client.layout import Layout
-
         check_choice(layout, LAYOUTS, "--layout")
         with session_of(context).client() as client:
-            label, items, notes = _items(client, name, namespace, generation, partial=partial)
-            into = output or Path(_default_name(label, namespace))
-            meter = _Meter()
-            try:
-                done = fetch(
-                    client,
-                    items,
-                    namespace,
-                    into,
-                    layout=cast(Layout, layout),
-                    on_progress=meter.show,
-                )
-            except KeyboardInterrupt:
-                meter.close()
-                exits.note("interrupted; the same command goes on where this one was")
-                return exits.INTERRUPTED
-            finally:
-                meter.close()
-        for note in (*notes, *done.notes):
-            exits.note(note)
+            return download_job(
+                client,
+                name,
+                namespace,
+                output,
+                layout=layout,
+                generation=generation,
+                is_partial=partial,
+            )
+
+
+def download_job(
+    client: "Client",
+    name: str,
+    namespace: str,
+    into: Path | None,
+    *,
+    layout: str = "auto",
+    generation: int | None = None,
+    is_partial: bool = False,
+    is_quiet: bool = False,
+) -> int:
+    """Download what `name` says, and say where it is, unless quiet; the exit code."""
+    from bacalhau.client.download import download as fetch
+    from bacalhau.client.layout import Layout
+
+    label, items, notes = _items(client, name, namespace, generation, partial=is_partial)
+    into = into or Path(default_name(label, namespace))
+    meter = _Meter()
+    try:
+        done = fetch(
+            client, items, namespace, into, layout=cast(Layout, layout), on_progress=meter.show
+        )
+    except KeyboardInterrupt:
+        meter.close()
+        exits.note(
+            "interrupted; this goes on where it was: "
+            f"bacalhau download {clean(name)} -o {shlex.quote(clean(into))}{_in(namespace)}"
+        )
+        return exits.INTERRUPTED
+    finally:
+        meter.close()
+    for note in (*notes, *done.notes):
+        exits.note(note)
+    if not is_quiet:
         print(f"{clean(done.path)}: {done.files} files, {size(done.size_bytes)}")
-        return exits.OK
+    return exits.OK
+
+
+def _in(namespace: str) -> str:
+    return "" if namespace == "default" else f" -n {clean(namespace)}"
 
 
 def _items(
@@ -115,7 +145,8 @@ def _items(
     return name, list(results.items), notes
 
 
-def _default_name(label: str, namespace: str) -> str:
+def default_name(label: str, namespace: str) -> str:
+    """The directory that is made where none is named."""
     return f"job-{label}" if namespace == "default" else f"job-{namespace}-{label}"
 
 

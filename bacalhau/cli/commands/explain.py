@@ -5,9 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from bacalhau.cli.columns import dig
+from bacalhau.cli.completing import complete_jobs, complete_nodes
 from bacalhau.cli.options import Namespace, Words, check_choice, session_of
 from bacalhau.cli.session import print_json, print_yaml
-from bacalhau.cli.targets import parse_named
+from bacalhau.cli.targets import job_name, parse_named
 from bacalhau.cli.text import age, clean, now, parse_time, table
 
 _Output = Annotated[str, typer.Option("--output", "-o", help="text, json or yaml.")]
@@ -20,13 +21,26 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    context: typer.Context, words: Words, namespace: Namespace = "default", output: _Output = "text"
+    context: typer.Context,
+    words: Words,
+    namespace: Namespace = "default",
+    job: Annotated[
+        str, typer.Option(help="Of a node: whether this job fits it.", autocompletion=complete_jobs)
+    ] = "",
+    node: Annotated[
+        str,
+        typer.Option(help="Of a job: whether it fits this node.", autocompletion=complete_nodes),
+    ] = "",
+    output: _Output = "text",
 ) -> None:
-    """Say why an object is as it is, what it waits for, and what would help."""
+    """Say why an object is as it is, what it waits for, and what would help; also of what is fine.
+    With --job or --node, whether one job fits one node, rule by rule."""
     check_choice(output, ("text", "json", "yaml"), "--output")
     session = session_of(context)
+    pair = {"job": f"{namespace}/{job_name(job)}"} if job else {}
+    pair |= {"node": node.removeprefix("node/")} if node else {}
     for number, target in enumerate(parse_named(words)):
-        told = session.fetch(target.kind.path(namespace, target.name, "explain"))
+        told = session.fetch(target.kind.path(namespace, target.name, "explain"), pair)
         if output != "text":
             print_json(told) if output == "json" else print_yaml(told)
             continue
@@ -55,6 +69,9 @@ def explanation_lines(told: Any) -> list[str]:
         lines += [f"  {row}" for row in rows]
         if len(open_slots) > 20:
             lines.append(f"  and {len(open_slots) - 20} more")
+    if rules := told.get("rules"):
+        cells = [[r["rule"], "ok" if r["ok"] else "NO", r.get("message", "")] for r in rules]
+        lines += [f"  {row}" for row in table(["RULE", "", "MESSAGE"], cells)]
     for remedy in told.get("remedies", ()):
         lines.append(f"try: {clean(remedy)}")
     return lines
@@ -76,14 +93,20 @@ def history(
     words: Words,
     namespace: Namespace = "default",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 100,
+    changes: Annotated[
+        bool,
+        typer.Option("--changes", help="Only what changed its spec, labels or annotations."),
+    ] = False,
     output: _Output = "text",
 ) -> None:
-    """Show what happened to an object, also after it was deleted."""
+    """Show what happened to an object: when, who, what, why, from which file and commit. Also
+    after it was deleted. REV is what `diff`, `rollback` and `get --at` go by."""
     check_choice(output, ("text", "json", "yaml"), "--output")
     session = session_of(context)
     for target in parse_named(words):
         path = target.kind.path(namespace, target.name, "history")
-        told = session.fetch(path, {"limit": str(limit)})
+        asked = {"limit": str(limit)} | ({"declared": "true"} if changes else {})
+        told = session.fetch(path, asked)
         if output != "text":
             print_json(told["items"]) if output == "json" else print_yaml(told["items"])
             continue
@@ -93,10 +116,21 @@ def history(
 
 def history_lines(items: Any) -> list[str]:
     """History for people."""
+    has_origin = any(item.get("source") or item.get("commit") for item in items)
+    header = ["REV", "GEN", "TIME", "WHO", "WHAT", "PHASE", *(["FROM"] if has_origin else [])]
     cells = []
     for item in items:
         moment = parse_time(item["time"])
         when = f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "-"
         phase = "(removed)" if item.get("removed") else item.get("phase", "")
-        cells.append([when, item["actor"], item["reason"], phase, item.get("message", "")])
-    return table(["TIME", "WHO", "WHAT", "PHASE", "MESSAGE"], cells)
+        generation = str(item.get("generation") or "")
+        row = [str(item["revision"]), generation, when, item["actor"], item["reason"], phase]
+        row += [_origin(item)] if has_origin else []
+        cells.append([*row, item.get("message", "")])
+    return table([*header, "MESSAGE"], cells)
+
+
+def _origin(item: Any) -> str:
+    commit, source = item.get("commit", ""), item.get("source", "")
+    short = commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+    return f"{source}@{short}" if commit else source

@@ -1,10 +1,11 @@
 """`get`: objects as tables, or as data for programs."""
 
+from datetime import UTC
 from typing import Annotated, Any
 
 import typer
 
-from bacalhau.cli.columns import Column, columns_of, rows
+from bacalhau.cli.columns import LOCAL_EXECUTION, Column, columns_of, rows
 from bacalhau.cli.options import (
     OUTPUTS,
     AllNamespaces,
@@ -16,8 +17,8 @@ from bacalhau.cli.options import (
 )
 from bacalhau.cli.session import Session, print_json, print_yaml
 from bacalhau.cli.targets import Target, parse_targets
-from bacalhau.cli.text import clean, now, table
-from bacalhau.kinds import KindNames
+from bacalhau.cli.text import clean, now, parse_time, table
+from bacalhau.kinds import EXECUTION, KindNames
 
 PAGE_ITEMS = 1000
 
@@ -39,6 +40,9 @@ def register(app: typer.Typer) -> None:
         sort: Annotated[str, typer.Option(help="name or created; -name, -created.")] = "name",
         namespace: Namespace = "default",
         all_namespaces: AllNamespaces = False,
+        at: Annotated[
+            str, typer.Option(help="As named objects were then, such as 2026-01-31T12:00:00Z.")
+        ] = "",
         watch: Annotated[bool, typer.Option("--watch", "-w", help="Show changes.")] = False,
     ) -> None:
         """Show objects: jobs, executions, nodes, publications, acceptances."""
@@ -47,16 +51,29 @@ def register(app: typer.Typer) -> None:
         where = None if all_namespaces else namespace
         params = {"labelSelector": selector, "fieldSelector": field_selector, "sort": sort}
         targets = parse_targets(words)
+        past = {"at": _moment(at)} if at else {}
+        if past and (watch or not targets[0].name):
+            raise typer.BadParameter("is for objects that are named", param_hint="--at")
         if watch:
             _watch(session, targets, where, selector, field_selector, output)
             return
         if targets[0].name:
-            items = [session.fetch(t.kind.path(namespace, t.name)) for t in targets]
+            items = [session.fetch(t.kind.path(namespace, t.name), past) for t in targets]
             _show_named(targets, items, output)
             return
         kind = targets[0].kind
         items = fetch_all(session, kind, where, params)
         show_list(kind, items, output, with_namespace=all_namespaces)
+
+
+def _moment(text: str) -> str:
+    """A time as the API takes it: in UTC where no zone is given. Raises a usage error."""
+    moment = parse_time(text)
+    if moment is None:
+        raise typer.BadParameter(
+            f"{text!r} is not a time such as 2026-01-31T12:00:00Z", param_hint="--at"
+        )
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
 
 
 def fetch_all(
@@ -85,8 +102,11 @@ def show_list(kind: KindNames, items: list[Any], output: str, *, with_namespace:
     elif not items:
         typer.echo(f"no {kind.plural} found", err=True)
     else:
+        is_local = kind == EXECUTION and "local" in items[0]
         columns = columns_of(
-            kind.kind, wide=output == "wide", with_namespace=with_namespace and kind.namespaced
+            LOCAL_EXECUTION if is_local else kind.kind,
+            wide=output == "wide",
+            with_namespace=with_namespace and kind.namespaced,
         )
         for line in table([header for header, _ in columns], rows(columns, items, now())):
             print(line)

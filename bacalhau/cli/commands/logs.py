@@ -1,14 +1,16 @@
 """`logs`: output of executions, live or afterwards."""
 
-import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from bacalhau.cli import exits
+from bacalhau.cli.completing import complete_jobs
 from bacalhau.cli.options import Namespace, check_choice, session_of
-from bacalhau.cli.session import is_terminal
-from bacalhau.cli.text import clean, clean_lines
+from bacalhau.cli.printer import LogPrinter
+from bacalhau.cli.text import clean
 
 if TYPE_CHECKING:
     from bacalhau.client.sync import Client
@@ -23,7 +25,9 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def logs(
         context: typer.Context,
-        name: Annotated[str, typer.Argument(metavar="JOB | EXECUTION | KIND/NAME")],
+        name: Annotated[
+            str, typer.Argument(metavar="JOB | EXECUTION | KIND/NAME", autocompletion=complete_jobs)
+        ],
         follow: Annotated[
             bool, typer.Option("--follow", "-f", help="Go on until the end.")
         ] = False,
@@ -50,21 +54,30 @@ def register(app: typer.Typer) -> None:
         """
         check_choice(stream, ("stdout", "stderr", "all"), "--stream")
         wanted = cast(Literal["stdout", "stderr", "all"], stream)
-        with session_of(context).client() as client:
-            of = _find(client, name, namespace)
-            printer = _Printer(
-                with_prefix=prefix if prefix is not None else _has_slots(of), is_raw=raw
-            )
+        session = session_of(context)
+        with session.client() as client:
+            of: Job | Execution | None = None
+            if session.is_local:
+                source, is_many = _here(client, name, namespace)
+            else:
+                of = _find(client, name, namespace)
+                source, is_many = partial(client.logs, of), _has_slots(of)
+            printer = LogPrinter(with_prefix=is_many if prefix is None else prefix, is_raw=raw)
+            if follow:
+                _say_why_nothing(of)
             try:
-                for record in client.logs(of, follow=follow, tail=tail, stream=wanted):
+                for record in source(follow=follow, tail=tail, stream=wanted):
                     printer.show(record)
             except KeyboardInterrupt:
                 if follow:
                     printer.finish()
                     again = f"come back with: bacalhau logs -f {clean(name)}"
+                    again += " --local" if session.is_local else ""
                     exits.note(f"the job goes on; {again}")
                 return exits.INTERRUPTED
             printer.finish()
+            if not printer.has_shown and not follow:
+                _say_why_nothing(of)
         return exits.OK
 
 
@@ -92,55 +105,41 @@ def _find(client: "Client", word: str, namespace: str) -> "Job | Execution":
             raise NotFoundError(message, hint="see: bacalhau get jobs") from None
 
 
+def _here(
+    client: "Client", word: str, namespace: str
+) -> "tuple[Callable[..., Iterator[LogRecord]], bool]":
+    """What is meant on this node, which has no Job objects: the executions of a job that are here,
+    or one execution. Also whether there are several."""
+    from bacalhau.cli.targets import parse_named
+    from bacalhau.kinds import EXECUTION
+    from bacalhau_api.errors import NotFoundError
+    from bacalhau_api.v1.execution import Execution
+
+    kind, name = None, word
+    if "/" in word:
+        (target,) = parse_named([word])
+        kind, name = target.kind, target.name
+    if kind != EXECUTION:
+        here = list(client.list(Execution, namespace=namespace, fields=f"job={name}"))
+        if here:
+            return partial(client.job_logs, name, namespace), len(here) > 1
+    try:
+        return partial(client.logs, client.get(Execution, name, namespace)), False
+    except NotFoundError:
+        message = f"nothing of {name} in namespace {namespace} is on this node"
+        raise NotFoundError(message, hint="see: bacalhau get executions --local -A") from None
+
+
+def _say_why_nothing(of: "Job | Execution | None") -> None:
+    """Of a job that has not begun, what it waits for: an empty screen tells nobody."""
+    from bacalhau.cli.progress import back_to, summary
+    from bacalhau_api.v1.job import Job, JobPhase
+
+    if isinstance(of, Job) and of.status.phase in (JobPhase.PENDING, JobPhase.QUEUED):
+        exits.note(f"{summary(of)} (bacalhau explain job {of.name}{back_to(of)})")
+
+
 def _has_slots(of: "Job | Execution") -> bool:
     from bacalhau_api.v1.job import Job
 
     return isinstance(of, Job) and (of.spec.count > 1 or of.spec.type.is_per_node)
-
-
-class _Printer:
-    """Writes records. With prefixes, only whole lines, so that those of several executions do not
-    run into each other."""
-
-    def __init__(self, *, with_prefix: bool, is_raw: bool) -> None:
-        self._with_prefix = with_prefix
-        self._is_raw = {
-            "stdout": is_raw or not is_terminal(),
-            "stderr": is_raw or not sys.stderr.isatty(),
-        }
-        self._rests: dict[tuple[str, str], str] = {}
-        self._slots: dict[str, str] = {}
-
-    def show(self, record: "LogRecord") -> None:
-        """One record."""
-        if record.notice:
-            exits.note(f"[{record.execution}] {record.notice}")
-        if not record.text:
-            return
-        self._slots[record.execution] = record.slot
-        if not self._with_prefix:
-            self._write(record.stream, record.text)
-            return
-        key = (record.execution, record.stream)
-        *lines, rest = (self._rests.pop(key, "") + record.text).split("\n")
-        if rest:
-            self._rests[key] = rest
-        for line in lines:
-            self._write(record.stream, f"{self._prefix(record.execution)}{line}\n")
-
-    def finish(self) -> None:
-        """Write lines that had no end."""
-        for (execution, stream), rest in self._rests.items():
-            self._write(stream, f"{self._prefix(execution)}{rest}\n")
-        self._rests.clear()
-
-    def _prefix(self, execution: str) -> str:
-        return f"[{clean(self._slots.get(execution, ''))}] "
-
-    def _write(self, stream: str, text: str) -> None:
-        file = sys.stderr if stream == "stderr" else sys.stdout
-        safe = text if self._is_raw.get(stream, False) else clean_lines(text)
-        # A log may hold what the terminal's encoding lacks.
-        encoding = file.encoding or "utf-8"
-        file.write(safe.encode(encoding, "replace").decode(encoding))
-        file.flush()

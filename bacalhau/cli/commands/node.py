@@ -4,15 +4,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from bacalhau.cli.completing import complete_nodes
 from bacalhau.cli.options import OUTPUTS, OutputDefault, check_choice, session_of
 from bacalhau.cli.text import clean
-from bacalhau.kinds import NODE
+from bacalhau.kinds import NODE, STATUS_PATH
 
 app = typer.Typer(
     help="Look after nodes.", no_args_is_help=True, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-_Nodes = Annotated[list[str], typer.Argument(metavar="NODE...")]
+_Nodes = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=complete_nodes)]
 Verb = Literal["approve", "reject", "cordon", "uncordon", "drain"]
 _DONE = {"approve": "approved", "reject": "rejected", "cordon": "cordoned",
          "uncordon": "uncordoned", "drain": "draining"}  # fmt: skip
@@ -30,6 +31,41 @@ def list_nodes(
     check_choice(output, OUTPUTS, "--output")
     items = fetch_all(session_of(context), NODE, None, {"labelSelector": selector})
     show_list(NODE, items, output, with_namespace=False)
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="table, wide, json or yaml.")
+    ] = "table",
+) -> None:
+    """Show how this machine's node is, by the word of its own agent.
+
+    Works with and without an orchestrator.
+    """
+    from bacalhau.cli.nodestatus import status_lines
+    from bacalhau.cli.session import print_json, print_yaml
+    from bacalhau.cli.text import now
+    from bacalhau.kinds import EXECUTION
+
+    check_choice(output, ("table", "wide", "json", "yaml"), "--output")
+    session = session_of(context).at_node()
+    told = session.fetch(STATUS_PATH)
+    if output == "json":
+        print_json(told)
+        return
+    if output == "yaml":
+        print_yaml(told)
+        return
+    for line in status_lines(told, now()):
+        print(line)
+    if output == "wide":
+        from bacalhau.cli.commands.get import fetch_all, show_list
+
+        print()
+        items = fetch_all(session, EXECUTION, None, {})
+        show_list(EXECUTION, items, "wide", with_namespace=True)
 
 
 @app.command()

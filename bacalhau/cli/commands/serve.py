@@ -4,15 +4,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from bacalhau.cli import serving
-from bacalhau.settings import API_PORT, NATS_PORT, NODE_TIMEOUT_SECONDS, ServeSettings
+from bacalhau.cli.helping import HelpfulCommand
+from bacalhau.settings import (
+    API_PORT,
+    IPFS_SECONDS,
+    NATS_PORT,
+    NODE_TIMEOUT_SECONDS,
+    DockerSettings,
+    ServeSettings,
+)
 
 _HERE = "@here"
 
 
-class _ServeCommand(TyperCommand):
+class _ServeCommand(HelpfulCommand):
     """Lets `--orchestrator` stand alone (this process is one) or take an address (of another)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -84,6 +91,62 @@ def serve(
         bool,
         typer.Option("--allow-private-urls", help="Let jobs fetch inputs from private addresses."),
     ] = False,
+    allow_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ADDRESS[/BITS][:PORT] that jobs may fetch from though not public, repeatable."
+        ),
+    ] = None,
+    input_cache: Annotated[
+        str, typer.Option(help="Room for fetched inputs, such as 20GiB.")
+    ] = "20GiB",
+    input_max_size: Annotated[
+        str, typer.Option(help="Of one input, such as 5GiB. Default: the cache's.")
+    ] = "",
+    s3_endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="URL of an S3 endpoint besides AWS that gets this node's credentials, repeatable."
+        ),
+    ] = None,
+    ipfs_api: Annotated[
+        str, typer.Option(help="Kubo RPC API, such as http://127.0.0.1:5001: enables ipfs.")
+    ] = "",
+    ipfs_gateway: Annotated[
+        str, typer.Option(help="IPFS gateway to read from where there is no API.")
+    ] = "",
+    ipfs_timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds without a byte before IPFS is given up.")
+    ] = IPFS_SECONDS,
+    allow_protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="fsspec protocol that inputs may name, such as gs, repeatable."),
+    ] = None,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(help="HTTP, Bridge or Host: a network that jobs may use, repeatable."),
+    ] = None,
+    docker_host: Annotated[
+        str,
+        typer.Option(
+            metavar="unix:///PATH",
+            help="Socket of the Docker Engine. Default: DOCKER_HOST, or the usual one.",
+        ),
+    ] = "",
+    docker_image: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern or digest of images that jobs may use, repeatable."),
+    ] = None,
+    docker_registry: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST[:PORT] that images may come from, repeatable."),
+    ] = None,
+    docker_no_pull: Annotated[
+        bool, typer.Option("--docker-no-pull", help="Run only images that are on the node.")
+    ] = False,
+    docker_keep_images: Annotated[
+        str, typer.Option(help="Pulled images to keep, such as 50GB; older ones are removed.")
+    ] = "",
     cpu: Annotated[str, typer.Option(help="CPUs to offer, such as 3.5 or 3500m.")] = "",
     memory: Annotated[str, typer.Option(help="Memory to offer, such as 8GB.")] = "",
     disk: Annotated[str, typer.Option(help="Disk to offer, such as 100GB.")] = "",
@@ -97,6 +160,12 @@ def serve(
             help="Seconds without a word after which a node counts as out of contact.",
         ),
     ] = NODE_TIMEOUT_SECONDS,
+    gitops: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR", help="Keep what a directory declares applied, repeatable."
+        ),
+    ] = None,
     relaxed_durability: Annotated[
         bool,
         typer.Option(
@@ -148,9 +217,28 @@ def serve(
         join_token=token,
         require_approval=require_approval,
         allow_paths=tuple(serving.parse_allowed(text) for text in allow_path or []),
-        allow_private_urls=allow_private_urls,
+        allow_networks=serving.parse_networks(allow_network or []),
+        transfers=serving.parse_transfers(
+            cache=input_cache,
+            input_max=input_max_size,
+            addresses=allow_address or [],
+            allow_private=allow_private_urls,
+            s3_endpoints=s3_endpoint or [],
+            ipfs_api=ipfs_api,
+            ipfs_gateway=ipfs_gateway,
+            ipfs_seconds=ipfs_timeout,
+            protocols=allow_protocol or [],
+        ),
+        docker=DockerSettings(
+            host=docker_host,
+            images_allowed=tuple(docker_image or ()),
+            registries_allowed=tuple(docker_registry or ()),
+            pulls=not docker_no_pull,
+            images_keep_bytes=serving.parse_size("--docker-keep-images", docker_keep_images),
+        ),
         capacity=serving.parse_capacity(cpu, memory, disk, gpu, max_executions),
         node_timeout_seconds=node_timeout,
+        gitops=serving.parse_gitops(gitops or [], roles),
         relaxed_durability=relaxed_durability,
         upload_bytes_per_second=serving.parse_rate("--upload-limit", upload_limit) or 0,
         outbox_bytes_max=serving.parse_size("--outbox-limit", outbox_limit),

@@ -4,11 +4,9 @@ from typing import Annotated
 
 import typer
 
-from bacalhau.cli.options import Namespace, Timeout, session_of
+from bacalhau.cli.options import JobArgument, JobArguments, Namespace, Timeout, session_of
 from bacalhau.cli.targets import job_name
 from bacalhau.cli.text import clean
-
-_Jobs = Annotated[list[str], typer.Argument(metavar="JOB...")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def stop(
     context: typer.Context,
-    jobs: _Jobs,
+    jobs: JobArguments,
     namespace: Namespace = "default",
     message: Annotated[str, typer.Option("--message", "-m", help="Why, for the history.")] = "",
 ) -> None:
@@ -36,7 +34,7 @@ def stop(
 
 def rerun(
     context: typer.Context,
-    job: Annotated[str, typer.Argument(metavar="JOB")],
+    job: JobArgument,
     namespace: Namespace = "default",
     nonce: Annotated[
         str, typer.Option(help="Any text: the same text runs it once, however often sent.")
@@ -57,7 +55,7 @@ def rerun(
         return wait_for_job(client, again, "complete", timeout)
 
 
-def suspend(context: typer.Context, jobs: _Jobs, namespace: Namespace = "default") -> None:
+def suspend(context: typer.Context, jobs: JobArguments, namespace: Namespace = "default") -> None:
     """Start nothing more of these jobs until they are resumed."""
     with session_of(context).client() as client:
         for name in map(job_name, jobs):
@@ -65,7 +63,7 @@ def suspend(context: typer.Context, jobs: _Jobs, namespace: Namespace = "default
             print(f"job/{clean(name)} suspended")
 
 
-def resume(context: typer.Context, jobs: _Jobs, namespace: Namespace = "default") -> None:
+def resume(context: typer.Context, jobs: JobArguments, namespace: Namespace = "default") -> None:
     """Let suspended jobs go on."""
     with session_of(context).client() as client:
         for name in map(job_name, jobs):

@@ -4,7 +4,7 @@ from typing import Annotated, cast
 
 import typer
 
-from bacalhau.cli.options import Namespace, Timeout, check_choice, session_of
+from bacalhau.cli.options import JobArgument, Namespace, Timeout, check_choice, session_of
 from bacalhau.cli.targets import job_name
 
 
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def wait(
         context: typer.Context,
-        job: Annotated[str, typer.Argument(metavar="JOB")],
+        job: JobArgument,
         goal: Annotated[
             str, typer.Option("--for", help="complete, delivered or running.")
         ] = "complete",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bacalhau.cli.app import run
-from bacalhau_api.meta import Ref, Waiting
+from bacalhau_api.meta import Contact, Ref, Waiting
 from bacalhau_api.v1.execution import Outputs, Phase
 from bacalhau_api.v1.job import Job, JobPhase, RuleCount, SlotCounts, Verdict
 from tests.support.api_objects import (
@@ -114,7 +114,8 @@ def test_apply_goes_on_after_a_refusal_but_fails(
     file = tmp_path / "jobs.yaml"
     file.write_text(MANIFEST)
     shell("apply", "-f", str(file))
-    shell("delete", "job/a")
+    code, out, _ = shell("delete", "job/a", "--no-wait")
+    assert (code, out) == (0, "job/a deleting (waits until its executions are cleaned up)\n")
     code, out, err = shell("apply", "-f", str(file))
     assert code == 1
     assert out == "job/b unchanged\n"
@@ -179,6 +180,17 @@ def test_describe_and_explain_say_what_is_waited_for(shell: Shell, server: Runni
         assert "\x1b" not in out
     told = json.loads(shell("explain", "job", "a", "-o", "json")[1])
     assert told["waiting"]["mover"] == "job reconciler"
+
+
+def test_the_disconnect_policy_is_told_with_its_reason(shell: Shell, server: RunningServer) -> None:
+    job = stored_job(phase=JobPhase.RUNNING)
+    execution = make_execution(job, phase=Phase.RUNNING)
+    server.put(job, execution.but(status=execution.status.but(contact=Contact.UNKNOWN)))
+    policy = "replace after 30 min: a new attempt begins elsewhere; the first result wins"
+    _, out, _ = shell("describe", "job", "a")
+    assert f"If cut off: {policy} (the default for batch jobs)" in " ".join(out.split())
+    _, out, _ = shell("explain", "job", "a")
+    assert f"the job's disconnect policy is {policy} (the default for batch jobs)" in out
 
 
 @pytest.mark.parametrize("kind", ["job", "execution", "node", "acceptance"])

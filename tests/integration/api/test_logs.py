@@ -1,16 +1,21 @@
 """Logs of executions and jobs, live and afterwards."""
 
+import asyncio
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
 
+from bacalhau.client.aio import AsyncClient
+from bacalhau.client.logposition import BACK, LOST
 from bacalhau.client.sync import Client
 from bacalhau_api.errors import NotFoundError, UnavailableError
 from bacalhau_api.v1.execution import Execution, Phase
 from bacalhau_api.v1.job import Job, JobPhase
 from tests.support.api_objects import make_execution, make_node, stored_job
-from tests.support.api_server import RunningServer
+from tests.support.api_server import RunningServer, running_server
 
 
 def arranged(
@@ -176,3 +181,72 @@ def test_log_forms(http: httpx.Client, server: RunningServer) -> None:
         "offset=9999999999999999999999",
     ):
         assert http.get(f"{path}?{query}").status_code == 400, query
+
+
+def read_through_a_restart(root: Path, *, of_job: bool, tail: int | None) -> tuple[str, list[str]]:
+    """Follow a log while its server ends and another begins at the same address, on the same
+    nodes. The text of slot 0, and the notices."""
+    text, notices = "", list[str]()
+    with running_server(root) as first, Client(first.url) as client:
+        port = int(first.url.rpartition(":")[2])
+        job, executions = arranged(first, count=2)
+        for number, execution in enumerate(executions):
+            first.nodes.write("n1", execution.name, "stdout", f"old {number}\none {number}\n")
+        of = job if of_job else executions[0]
+        with ExitStack() as stack:
+            for record in client.logs(of, follow=True, tail=tail):
+                notices += [record.notice] if record.notice else []
+                text += record.text if record.slot == "0" else ""
+                is_first = bool(record.text) and first.is_running
+                if is_first and (not of_job or record.slot == "0"):
+                    first.stop()
+                    first.nodes.write("n1", executions[0].name, "stdout", "two 0\n")
+                    second = stack.enter_context(running_server(root, port=port))
+                    arranged(second, count=2)
+                elif record.text.startswith("two"):
+                    for execution in executions:
+                        second.nodes.finish("n1", execution.name)
+                    second.put(stored_job(count=2, phase=JobPhase.COMPLETED))
+    return text, notices
+
+
+@pytest.mark.parametrize("of_job", [False, True], ids=["execution", "job"])
+@pytest.mark.parametrize(("tail", "start"), [(None, "old 0\none 0\n"), (1, "one 0\n")])
+def test_follow_survives_a_restart_of_the_server(
+    tmp_path: Path, of_job: bool, tail: int | None, start: str
+) -> None:
+    text, notices = read_through_a_restart(tmp_path / "nodes", of_job=of_job, tail=tail)
+    assert text == f"{start}two 0\n"
+    assert notices == [LOST, BACK]
+
+
+async def test_the_asynchronous_client_survives_it_too(tmp_path: Path) -> None:
+    root = tmp_path / "nodes"
+    texts = []
+    with running_server(root) as first, ExitStack() as stack:
+        port = int(first.url.rpartition(":")[2])
+        job, (execution,) = arranged(first)
+        first.nodes.write("n1", execution.name, "stdout", "one\n")
+        async with AsyncClient(first.url) as client:
+            async for record in client.logs(job, follow=True):
+                texts += [record.text] if record.text else []
+                if record.text == "one\n":
+                    await asyncio.to_thread(first.stop)
+                    first.nodes.write("n1", execution.name, "stdout", "two\n")
+                    second = stack.enter_context(running_server(root, port=port))
+                    await asyncio.to_thread(arranged, second)
+                elif record.text:
+                    second.nodes.finish("n1", execution.name)
+                    await asyncio.to_thread(second.put, stored_job(phase=JobPhase.COMPLETED))
+    assert texts == ["one\n", "two\n"]
+
+
+def test_a_log_that_is_not_followed_does_not_try_again(
+    client: Client, server: RunningServer
+) -> None:
+    _, (execution,) = arranged(server, phase=Phase.SUCCEEDED)
+    server.stop()
+    with pytest.raises(UnavailableError, match="no server answers"):
+        list(client.logs(execution))
+    with pytest.raises(UnavailableError, match="no server answers"):
+        list(client.logs(execution, follow=True))

@@ -3,14 +3,17 @@
 import io
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import httpx
 import pytest
 
+from bacalhau.client import download as download_module
 from bacalhau.client.download import Progress, digest_of, download
 from bacalhau.client.layout import Layout, check_parts, place
 from bacalhau.client.sync import Client
+from bacalhau.server import outputs
 from bacalhau_api.errors import InvalidError, NotFoundError, TerminalError, UnavailableError
 from bacalhau_api.v1.execution import Execution, Outputs, Phase
 from bacalhau_api.v1.job import Job, JobPhase
@@ -192,6 +195,71 @@ def test_download_goes_on_where_it_was(
     assert last[-1].done_bytes == last[-1].total_bytes == 2_000_000
     assert tree_of(done.path) == {"a": "0" * 1_000_000, "b": "1" * 1_000_000}
     assert set(os.listdir(tmp_path)) == {"nodes", "out"}
+
+
+def test_a_pull_that_breaks_often_goes_on_where_it_was(
+    client: Client, server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far more often than it may fail in vain: each time something came."""
+    arranged(server, [{"a": "0123456789abcdef" * 40_000}])
+    real, asked = server.nodes.read_output, []
+
+    async def flaky(node: str, ns: str, name: str, path: str, offset: int, size: int) -> bytes:
+        asked.append(offset)
+        if offset and not calls[offset]:
+            calls[offset] += 1
+            raise UnavailableError("the line broke")
+        return await real(node, ns, name, path, offset, size)
+
+    calls: Counter[int] = Counter()
+    monkeypatch.setattr(server.nodes, "read_output", flaky)
+    monkeypatch.setattr(outputs, "PIECE_TRIES_MAX", 1)  # so that each break reaches the client
+    monkeypatch.setattr(outputs, "PIECE_BYTES", outputs.PIECE_BYTES_FIRST)
+    items = client.results("a").items
+    monkeypatch.setattr(download_module, "_PAUSE_SECONDS", 0.01)
+    last: list[Progress] = []
+    done = download(client, items, "default", tmp_path / "out", on_progress=last.append)
+    assert tree_of(done.path) == {"a": "0123456789abcdef" * 40_000}
+    assert sum(calls.values()) >= 8, "it broke at each piece"
+    assert asked == sorted(asked), "and never began anew"
+    assert last[-1].done_bytes == last[-1].total_bytes
+
+
+def test_pieces_fit_the_line(
+    client: Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow line small ones are asked for; what was not answered is asked for in less."""
+    _, (execution,) = arranged(server, [{"a": "x" * 300_000}])
+    real = server.nodes.read_output
+    sizes: list[int] = []
+    limit = 20_000
+
+    async def slow(node: str, ns: str, name: str, path: str, offset: int, size: int) -> bytes:
+        sizes.append(size)
+        if size > limit:
+            raise UnavailableError("no answer in time")
+        return await real(node, ns, name, path, offset, min(size, limit))
+
+    monkeypatch.setattr(server.nodes, "read_output", slow)
+    with client.open_output(execution.name, "a") as pieces:
+        assert sum(len(piece) for piece in pieces) == 300_000
+    assert sizes[0] == outputs.PIECE_BYTES_FIRST
+    assert sizes[1] == outputs.PIECE_BYTES_MIN
+    assert max(sizes[2:]) <= 2 * limit
+
+
+@pytest.mark.parametrize(
+    ("size", "took", "then"),
+    [
+        (64 * 1024, 0.01, 128 * 1024),
+        (256 * 1024, 0.01, 256 * 1024),
+        (64 * 1024, 0.7, 64 * 1024),
+        (64 * 1024, 3.0, 32 * 1024),
+        (8 * 1024, 9.0, 8 * 1024),
+    ],
+)
+def test_next_size(size: int, took: float, then: int) -> None:
+    assert outputs._next_size(size, took) == then
 
 
 def test_damage_is_noticed(client: Client, server: RunningServer, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bacalhau.cli.app import hoisted
-from bacalhau.cli.commands.logs import _Printer
 from bacalhau.cli.files import read_documents
+from bacalhau.cli.printer import LogPrinter
 from bacalhau.cli.serving import (
     parse_allowed,
     parse_capacity,
@@ -123,7 +123,7 @@ def test_labels_and_capacity() -> None:
 
 
 def test_log_lines_of_several_slots_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = _Printer(with_prefix=True, is_raw=False)
+    printer = LogPrinter(with_prefix=True, is_raw=False)
     for slot, text in (("0", "one "), ("1", "uno\ndos "), ("0", "two\nthree"), ("1", "tres\n")):
         printer.show(LogRecord(execution=f"e{slot}", slot=slot, stream="stdout", text=text))
     printer.finish()

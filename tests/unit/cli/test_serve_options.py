@@ -55,6 +55,30 @@ def test_everything_else(served: list[ServeSettings], tmp_path: Path) -> None:
     assert given.require_approval
 
 
+def test_what_waits_and_what_is_kept(served: list[ServeSettings]) -> None:
+    words = [
+        "serve",
+        "--upload-limit",
+        "1MiB/s",
+        "--outbox-limit",
+        "20GB",
+        "--keep-outputs",
+        "36h",
+        "--keep-outputs-size",
+        "1TB",
+    ]
+    assert run(words) == 0
+    assert run(["serve", "--outbox-limit", "0", "--upload-limit", "0", "--keep-outputs", "0"]) == 0
+    assert run(["serve"]) == 0
+    limited, unlimited, plain = served
+    assert (limited.upload_bytes_per_second, limited.outbox_bytes_max) == (1 << 20, 20 * 10**9)
+    assert (limited.keep_outputs_seconds, limited.keep_outputs_bytes) == (36 * 3600.0, 10**12)
+    assert (unlimited.upload_bytes_per_second, unlimited.outbox_bytes_max) == (0, 0)
+    assert (unlimited.keep_outputs_seconds, unlimited.keep_outputs_bytes) == (0.0, 0)
+    assert (plain.upload_bytes_per_second, plain.outbox_bytes_max) == (0, None)
+    assert plain.keep_outputs_seconds == 7 * 86400.0
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -64,6 +88,10 @@ def test_everything_else(served: list[ServeSettings], tmp_path: Path) -> None:
         (["--label", "x"], "--label"),
         (["--on-exit", "maybe"], "--on-exit"),
         (["--cpu", "many"], "--cpu"),
+        (["--upload-limit", "fast"], "--upload-limit"),
+        (["--upload-limit", "100B/s"], "--upload-limit"),
+        (["--outbox-limit", "-1"], "--outbox-limit"),
+        (["--keep-outputs", "long"], "--keep-outputs"),
     ],
 )
 def test_what_is_wrong_is_named(
