@@ -8,6 +8,8 @@ from typing import Final
 from urllib.parse import quote
 
 API_ROOT: Final = "/apis/bacalhau.org/v1"
+STATUS_PATH: Final = f"{API_ROOT}/agent/status"
+"""On the socket of a node's agent only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,24 @@ EXECUTION: Final = KindNames("Execution", "executions", ("exec", "ex", "e"))
 NODE: Final = KindNames("Node", "nodes", ("no", "n"), namespaced=False)
 PUBLICATION: Final = KindNames("Publication", "publications", ("pub", "p"))
 ACCEPTANCE: Final = KindNames("Acceptance", "acceptances", ("acc", "a"))
+NAMESPACE: Final = KindNames("Namespace", "namespaces", ("ns",), namespaced=False)
+RETIRED: Final = KindNames("RetiredJob", "retiredjobs", ("retired",))
+MANIFEST: Final = KindNames("Manifest", "manifests", ("man", "m"))
+SOURCE: Final = KindNames("Source", "sources", ("src",), namespaced=False)
+CLAIM: Final = KindNames("Claim", "claims")
 
-ALL: Final = (JOB, EXECUTION, NODE, PUBLICATION, ACCEPTANCE)
+ALL: Final = (
+    JOB,
+    EXECUTION,
+    NODE,
+    PUBLICATION,
+    ACCEPTANCE,
+    MANIFEST,
+    NAMESPACE,
+    RETIRED,
+    SOURCE,
+    CLAIM,
+)
 _BY_WORD: Final = {
     word: names
     for names in ALL

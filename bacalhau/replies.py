@@ -3,12 +3,14 @@
 Unknown fields are ignored on reading, so that an older client understands a newer server.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
 from bacalhau_api.base import Model, Timestamp
 from bacalhau_api.meta import Waiting
+from bacalhau_api.plans import InventoryEntry
+from bacalhau_api.provenance import Provenance
 from bacalhau_api.v1.execution import Outputs
 from bacalhau_api.v1.job import Job, SpecConfig, Verdict
 from bacalhau_api.v1.node import Node
@@ -51,9 +53,17 @@ class ListMeta(Reply):
     remaining_item_count: int = 0
 
 
+class LinkAnswer(Reply):
+    """A link by which anybody who has it can download, for so many seconds."""
+
+    url: str
+    seconds: int
+
+
 class HistoryItem(Reply):
     """One change of an object. `object` is there if it was asked for and the object was not
-    removed."""
+    removed. `source`, `commit` and `by` are there where this change said where it comes from;
+    `declared` if it changed what users say of the object (its spec or labels)."""
 
     revision: int
     time: Timestamp
@@ -63,6 +73,11 @@ class HistoryItem(Reply):
     message: str = ""
     phase: str = ""
     removed: bool = False
+    generation: int = 0
+    declared: bool = False
+    source: str = ""
+    commit: str = ""
+    by: str = ""
     object: dict[str, Any] | None = None
 
 
@@ -151,6 +166,15 @@ class SlotWords(Reply):
     message: str = ""
 
 
+class RuleWords(Reply):
+    """What one placement rule says of a node and a job."""
+
+    rule: str
+    ok: bool
+    message: str
+    remedy: str = ""
+
+
 class Explanation(Reply):
     """Everything there is to say about one object, most important first.
 
@@ -168,12 +192,91 @@ class Explanation(Reply):
     remedies: tuple[str, ...] = ()
     slots: tuple[SlotWords, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    rules: tuple[RuleWords, ...] = Field(default=(), description="Of one job and one node.")
+
+
+class DocumentText(Model):
+    """The text of a file with manifests: YAML or JSON, several documents allowed."""
+
+    text: str
+    source: str = Field(default="", max_length=1024)
+
+
+class SetRequest(Model):
+    """A set of documents, to be planned or applied together.
+
+    `namespace` is for documents that name none. With an `owner`, such as `source/prod`,
+    `inventory` is what it applied before (as the last answer to apply gave it), and with `prune`
+    what is not declared any more is deleted. For apply: `token` is that of the plan which is to
+    come true; `anyPlace` allows other nodes than planned.
+    """
+
+    documents: tuple[DocumentText, ...] = Field(default=(), max_length=1000)
+    namespace: str = ""
+    owner: str = Field(default="", max_length=256)
+    inventory: tuple[InventoryEntry, ...] = ()
+    prune: bool = False
+    provenance: Provenance = Provenance()
+    token: str = ""
+    any_place: bool = False
+
+
+class SimulateRequest(Model):
+    """What is taken away: `node/NAME`."""
+
+    without: tuple[str, ...] = Field(min_length=1, max_length=100)
+
+
+class FieldDifference(Reply):
+    """One field that differs; null: it is absent there. `runs`: it affects execution."""
+
+    field: str
+    old: Any = None
+    new: Any = None
+    runs: bool = False
+
+
+class RevisionDiff(Reply):
+    """What differs between two revisions of an object."""
+
+    kind: str
+    namespace: str = ""
+    name: str
+    from_: int = Field(alias="from")
+    to: int
+    fields: tuple[FieldDifference, ...] = ()
+
+
+class RollbackRequest(Model):
+    """`to` is a revision of the object's history, or `gN`: the newest of generation N."""
+
+    to: str = Field(max_length=32)
+    message: str = Field(default="", max_length=1024)
+
+
+class RolledBack(Reply):
+    """`generation` is the one that runs the old spec now."""
+
+    kind: str
+    namespace: str = ""
+    name: str
+    outcome: str
+    revision: int
+    generation: int
+    warnings: tuple[str, ...] = ()
 
 
 class RerunRequest(Model):
     """`nonce` makes asking twice the same as asking once; absent, each request runs it again."""
 
     nonce: str = Field(default="", max_length=64)
+
+
+class LogResume(Model):
+    """How far an earlier read of a job's logs came: the last `offset` of each execution's records.
+    Executions that are not in it are read from the start, or as `tail` says."""
+
+    offsets: dict[str, Annotated[int, Field(ge=0, le=2**62)]] = Field(max_length=20_000)
 
 
 class StopRequest(Model):

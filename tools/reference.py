@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from bacalhau.cli.app import app
+from bacalhau.cli.examples import lines_of
 from bacalhau.server import openapi
 
 ROOT = Path(__file__).parent.parent
@@ -79,13 +80,17 @@ Objects are named `KIND NAME` or `KIND/NAME`; kinds may be plural, singular or s
 |---|---|
 | 0 | done |
 | 1 | refused or failed; `error:` and `hint:` lines on stderr say why |
-| 2 | the command line itself was wrong |
+| 2 | the command line itself was wrong; of `plan`, `diff` and `simulate`: something would change (all their errors are 1) |
 | 3 | the job waited for failed or was stopped |
 | 4 | the time to wait is over |
 | 5 | there is no such object, or there are no results |
 | 6 | no server answers, or it or a node cannot serve now: try again |
 | 130 | interrupted; a job that was waited for goes on |
 | 141 | who read the output has gone |
+
+`docker run` and `wasm run`, where they wait or follow, end with the exit code of the job's process if
+the job has one slot and it failed, as `docker run` does; where there is no such code (it never ran,
+or was stopped) and for jobs with several slots it is 3.
 
 Data goes to stdout, words for people to stderr. `-o json` and `-o yaml` print objects as the API
 has them; what they print can be applied again. Text of objects is stripped of control characters
@@ -95,6 +100,9 @@ before it is shown; `logs` does so only on a terminal, and not with `--raw`.
 
 `--server URL`, else `BACALHAU_SERVER`, else `BACALHAU_API_HOST` and `BACALHAU_API_PORT`, else
 `http://127.0.0.1:1234`. `BACALHAU_TOKEN` is the API token, if the server asks for one.
+
+`--local`, or `--node-dir DIR`, asks the agent of this machine instead, which also works while no
+orchestrator can be reached: see [the node](node.md).
 
 ## What download writes
 
@@ -154,13 +162,24 @@ def _commands(group: Any, path: str) -> Iterator[str]:
         yield ""
         yield " ".join(line.strip() for line in (command.help or "").strip().splitlines() if line)
         yield ""
-        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        options = [
+            p
+            for p in command.params
+            if p.param_type_name == "option" and p.name != "help" and not p.hidden
+        ]
         if options:
             yield "| option | |"
             yield "|---|---|"
             for option in options:
                 yield f"| {_names(option)} | {_help(option)} |"
             yield ""
+        yield from _examples(path, name)
+
+
+def _examples(path: str, name: str) -> Iterator[str]:
+    lines = lines_of(f"{path} {name}".removeprefix("bacalhau "))
+    if lines:
+        yield from (*(f"    {line}" for line in lines), "")
 
 
 def _arguments(command: Any) -> str:

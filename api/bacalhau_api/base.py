@@ -9,6 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+_set = object.__setattr__  # the models are frozen
+
 
 def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:
@@ -49,4 +51,11 @@ class Model(BaseModel):
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields (by Python name) replaced. Values are not validated again."""
-        return self.model_copy(update=changes)
+        # What `model_copy` does for a model without private or extra fields, in a third of the
+        # time: reconcilers copy more than they do anything else.
+        new = self.__new__(type(self))
+        _set(new, "__dict__", {**self.__dict__, **changes})
+        _set(new, "__pydantic_extra__", None)
+        _set(new, "__pydantic_fields_set__", {*self.__pydantic_fields_set__, *changes})
+        _set(new, "__pydantic_private__", None)
+        return new

@@ -12,13 +12,14 @@ from bacalhau_api.errors import InvalidError
 from bacalhau_api.mend import mend
 from bacalhau_api.meta import Resource
 from bacalhau_api.params import Role, shape_config
-from bacalhau_api.quantity import parse_bytes, parse_cpu, parse_gpu
-from bacalhau_api.rules import Report, settle_job, settle_node
+from bacalhau_api.quantity import parse_bytes, parse_cpu, parse_gpu, parse_seconds
+from bacalhau_api.rules import Report, settle_job, settle_namespace, settle_node
 from bacalhau_api.selectors import parse_selector
 from bacalhau_api.shape import Findings, Loc, Shaper, Special, fields_of, nearest, shape_of
 from bacalhau_api.tree import Fields, Items, Node, Scalar, from_plain, is_null, shown
 from bacalhau_api.v1 import Node as NodeResource
 from bacalhau_api.v1.job import (
+    DisconnectPolicy,
     InputSource,
     Job,
     JobSpec,
@@ -28,6 +29,7 @@ from bacalhau_api.v1.job import (
     SpecConfig,
     Task,
 )
+from bacalhau_api.v1.namespace import Namespace, Quota
 
 _AMOUNTS: Final[Mapping[str, tuple[str, Callable[[str], int] | None]]] = {
     "cpu": ("cpuMillis", parse_cpu),
@@ -73,6 +75,41 @@ def _amount(shaper: Shaper, node: Node, loc: Loc, parse: Callable[[str], int] | 
         return None
 
 
+def _bytes(shaper: Shaper, node: Node, loc: Loc) -> Any:
+    """A number of bytes, or a quantity (`10Gi`)."""
+    return _amount(shaper, node, loc, parse_bytes)
+
+
+def _disconnect(shaper: Shaper, node: Node, loc: Loc) -> Any:
+    """The limit as a duration (`after: 5m`) or as stored (`afterSeconds: 300`)."""
+    if not isinstance(node, Fields):
+        return shaper.plain(node, loc)
+    rest = Fields(node.line)
+    rest.entries = dict(node.entries)
+    names = [k for k in rest.entries if (k.lower() if shaper.ignore_case else k) == "after"]
+    given = [rest.entries.pop(name) for name in names]
+    found = shaper.shape_model(rest, DisconnectPolicy, loc)
+    shaper.origins[loc] = node
+    for value in given:
+        at = (*loc, "afterSeconds")
+        if is_null(value):
+            continue
+        if "afterSeconds" in found or at in shaper.origins:
+            shaper.refuse(value, at, "is given twice: also as afterSeconds")
+            continue
+        shaper.origins[at] = value
+        seconds = _amount(shaper, value, at, _whole_seconds)
+        found |= {} if seconds is None else {"afterSeconds": seconds}
+    return found
+
+
+def _whole_seconds(text: str) -> int:
+    seconds = parse_seconds(text)
+    if seconds.denominator != 1:
+        raise ValueError("must be whole seconds")
+    return int(seconds)
+
+
 def _network_type(shaper: Shaper, node: Node, loc: Loc) -> Any:
     """In any letter case."""
     if not isinstance(node, Scalar):
@@ -114,7 +151,9 @@ _SPECIAL: Final[Mapping[object, Special]] = {
     (Network, "type"): _network_type,
     (JobSpec, "constraints"): _constraints,
     (JobSpec, "tasks"): _tasks,
+    (Quota, "storedResults"): _bytes,
     Resources: _resources,
+    DisconnectPolicy: _disconnect,
 }
 
 
@@ -163,6 +202,8 @@ def _apply_rules(resource: Resource, report: Report) -> Resource:
         return settle_job(resource, report)
     if isinstance(resource, NodeResource):
         return settle_node(resource, report)
+    if isinstance(resource, Namespace):
+        return settle_namespace(resource, report)
     return resource
 
 

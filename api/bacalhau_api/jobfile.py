@@ -15,22 +15,28 @@ from typing import Final
 from bacalhau_api.canonical import settle
 from bacalhau_api.flatjob import to_manifest, unwrap
 from bacalhau_api.meta import API_VERSION, Resource
-from bacalhau_api.names import RESERVED_KEY_PREFIX
+from bacalhau_api.names import RESERVED_KEY_PREFIX, is_reserved
 from bacalhau_api.quantity import to_quantities
 from bacalhau_api.shape import Findings, nearest
 from bacalhau_api.tree import Fields, Items, Node, Scalar, is_null, shown
 from bacalhau_api.v1 import KINDS
 from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node as NodeResource
 from bacalhau_api.yamlsafe import DOCUMENTS_MAX, read_documents
 
-APPLIABLE: Final[dict[str, type[Resource]]] = {"Job": Job, "Node": NodeResource}
+APPLIABLE: Final[dict[str, type[Resource]]] = {
+    "Job": Job,
+    "Namespace": Namespace,
+    "Node": NodeResource,
+}
 """The kinds that users write; the others are written by controllers."""
 
 SERVER_METADATA: Final = (
     "uid", "generation", "resourceVersion", "creationTimestamp", "deletionTimestamp", "finalizers",
     "ownerReferences",
 )  # fmt: skip
+_RESOURCE_HOLDERS: Final = ("task", "defaults", "quota")
 SERVER_SPEC: Final = ("stopGeneration", "rerunNonce")
 _MANIFEST_KEYS: Final = frozenset({"apiversion", "kind", "metadata", "spec"})
 
@@ -166,7 +172,7 @@ def _drop(fields: Fields, names: tuple[str, ...]) -> list[str]:
 def _drop_reserved(node: Node | None, findings: Findings) -> None:
     if not isinstance(node, Fields):
         return
-    reserved = [key for key in node.entries if key.startswith(RESERVED_KEY_PREFIX)]
+    reserved = [key for key in node.entries if is_reserved(key)]
     for key in reserved:
         del node.entries[key]
     if reserved:
@@ -195,7 +201,7 @@ def to_document(resource: Resource) -> dict[str, object]:
     """
     wire = resource.wire()
     spec, status = wire.get("spec", {}), wire.get("status", {})
-    holders = [*spec.get("tasks", ()), spec.get("task", {})]
+    holders = [*spec.get("tasks", ()), *(spec.get(name, {}) for name in _RESOURCE_HOLDERS)]
     for holder in holders:
         if "resources" in holder:
             holder["resources"] = to_quantities(holder["resources"])

@@ -18,7 +18,10 @@ TEXT_LENGTH_MAX: Final = 64 * 1024
 PATH_LENGTH_MAX: Final = 4096
 PORT_NAME_LENGTH_MAX: Final = 237
 RESERVED_KEY_PREFIX: Final = "bacalhau.org/"
-"""Labels, annotations and `meta` keys that only the system itself writes."""
+"""Labels, annotations and `meta` keys that only the system itself writes, but for these:"""
+
+USER_KEYS: Final = frozenset({f"{RESERVED_KEY_PREFIX}prune", f"{RESERVED_KEY_PREFIX}adopt"})
+"""What manifests say to a watched directory; see `bacalhau_api.v1.source`."""
 
 RESERVED_ENV_PREFIX: Final = "BACALHAU_"
 RESERVED_RESULT_NAMES: Final = frozenset({"stdout", "stderr", "exitcode"})
@@ -32,6 +35,11 @@ _ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _HOST_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z0-9]+)*")
 _DOMAIN_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
+
+
+def is_reserved(key: str) -> bool:
+    """Whether only the system itself writes entries with this key."""
+    return key.startswith(RESERVED_KEY_PREFIX) and key not in USER_KEYS
 
 
 def check_text(value: str) -> str:

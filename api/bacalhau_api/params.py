@@ -69,6 +69,8 @@ def _check_http_url(value: str) -> str:
         raise ValueError("is not a valid URL") from None
     if parts.scheme.lower() not in ("http", "https") or not host:
         raise ValueError("must be a URL such as https://example.org/data.csv")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("may not hold a user name or password: the job is stored and shown")
     return value
 
 
@@ -130,6 +132,12 @@ def _check_directory(value: str) -> str:
     return check_path(value) if value else value
 
 
+def _check_user(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,63}(:[A-Za-z0-9_][\w.-]{0,63})?", value):
+        raise ValueError("must be a user such as 1000, 1000:1000 or nobody")
+    return value
+
+
 def _check_pattern(value: str) -> str:
     if len(value) > 512:
         raise ValueError("a pattern has at most 512 characters")
@@ -179,6 +187,16 @@ class DockerParams(Params):
         default=(), description="`NAME=value`; the task's env goes over these."
     )
     working_directory: Annotated[str, AfterValidator(_check_directory)] = ""
+    user: Annotated[str, AfterValidator(_check_user)] = Field(
+        default="", description="`uid`, `uid:gid` or names that the image knows. Empty: its own."
+    )
+    read_only_root: bool = Field(
+        default=False,
+        description="Only results, writable inputs and a /tmp in memory are writable.",
+    )
+    shm_bytes: int = Field(
+        default=0, ge=0, le=2**40, description="Size of /dev/shm. 0: the engine's default."
+    )
 
 
 class WasmParams(Params):
@@ -233,6 +251,9 @@ class UrlSource(Params):
     """One file, fetched by HTTP. It appears in the target directory under its own name."""
 
     url: Annotated[str, AfterValidator(_check_file_url)]
+    checksum_sha256: Text = Field(
+        default="", description="64 hex digits, or base64. With it nothing is fetched twice."
+    )
 
 
 class S3Partition(Params):

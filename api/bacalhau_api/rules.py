@@ -41,6 +41,7 @@ from bacalhau_api.v1.job import (
     Task,
     Timeouts,
 )
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
 
 JOB_BYTES_MAX: Final = 512 * 1024
@@ -125,6 +126,27 @@ def _settle_meta(meta: ObjectMeta, checks: _Checks, *, is_namespaced: bool) -> O
     checks.keys((*loc, "labels"), meta.labels, check_label_value)
     checks.keys((*loc, "annotations"), meta.annotations, check_long_text)
     return meta.but(namespace=namespace) if is_namespaced else meta
+
+
+def settle_namespace(namespace: Namespace, report: Report) -> Namespace:
+    """Check a Namespace manifest."""
+    checks = _Checks(report)
+    meta = _settle_meta(namespace.metadata, checks, is_namespaced=False)
+    spec = namespace.spec
+    _check_resources(spec.defaults.resources, ("spec", "defaults", "resources"), checks)
+    limits, asked = spec.quota.resources, spec.defaults.resources
+    for name in ("cpu_millis", "memory_bytes", "disk_bytes", "gpu"):
+        most = getattr(limits, name)
+        if most and getattr(asked, name) > most:
+            short = name.split("_")[0]
+            hint = "lower the default, or raise the quota"
+            report(
+                ("spec", "defaults", "resources", short),
+                "is more than the quota allows",
+                hint=hint,
+                is_relation=True,
+            )
+    return namespace.but(metadata=meta)
 
 
 def settle_node(node: Node, report: Report) -> Node:
@@ -216,6 +238,12 @@ def _check_policies(spec: JobSpec, checks: _Checks) -> None:
                 ("spec", name, "backoffSecondsMax"), message, value=value, is_relation=True
             )
     _check_exit_rules(spec.retry.exit_rules, ("spec", "retry", "exitRules"), checks)
+    if spec.on_change != "rerun" and not spec.type.runs_to_completion:
+        hint = f"leave it out: a {spec.type} is updated in place"
+        message = "is for batch and ops jobs"
+        checks.report(
+            ("spec", "onChange"), message, value=spec.on_change, hint=hint, is_relation=True
+        )
 
 
 def _check_exit_rules(rules: tuple[ExitRule, ...], loc: Loc, checks: _Checks) -> None:

@@ -40,6 +40,10 @@ _RESOURCES: Final[Schema] = {
         "diskBytes": {"type": "integer", "minimum": 0, "description": "Instead of disk."},
     },
 }
+_AFTER: Final[Schema] = {
+    "type": ["string", "integer", "null"],
+    "description": "Instead of afterSeconds: a duration like 90s, 5m or 1h30m.",
+}
 _SCALAR: Final = ["string", "number", "boolean"]
 
 
@@ -57,6 +61,7 @@ def job_file_schema() -> Schema:
         defs[role.title()] = _config(role)
         defs[owner]["properties"][name] = {"$ref": _ref(role.title())}
     defs["Resources"] = _RESOURCES
+    defs["DisconnectPolicy"]["properties"]["after"] = _AFTER
     defs["JobSpec"]["properties"]["constraints"] = {
         "anyOf": [defs["JobSpec"]["properties"]["constraints"], {"type": "string"}]
     }

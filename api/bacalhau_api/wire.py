@@ -26,6 +26,7 @@ from bacalhau_api.v1.execution import (
     PublicationReport,
     Report,
 )
+from bacalhau_api.v1.manifest import ManifestSpec
 from bacalhau_api.v1.node import NodeInfo
 
 PROTOCOL_VERSION = 1
@@ -153,6 +154,36 @@ class BeatReply(Model):
     node: str
     session: str
     hello_again: bool = False
+
+
+class PinRequest(Model):
+    """About what input number `input` of an execution is pinned to.
+
+    find    what is it? The reply's `manifest` is None if nothing is pinned yet.
+    put     here is part `part` of a listing with that digest, packed, in base64
+    make    pin it to the listing whose parts were put. The reply says what counts.
+    read    give part `part` of the listing that counts
+    """
+
+    node: str
+    session: str
+    action: Literal["find", "put", "make", "read"]
+    namespace: str
+    execution: str
+    input: int = 0
+    part: int = 0
+    digest: str = ""
+    data: str = ""
+    manifest: ManifestSpec | None = None
+
+
+class PinReply(Model):
+    """The answer to PinRequest."""
+
+    node: str
+    session: str
+    manifest: ManifestSpec | None = None
+    data: str = ""
 
 
 class Changes(Model):

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +81,19 @@ class NoopEngine:
     async def health(self) -> Health:
         """Always well."""
         return Health(is_available=self._is_open, reason="" if self._is_open else "not open")
+
+    async def admit(self, params: Mapping[str, object]) -> str:
+        """Nothing is refused."""
+        return ""
+
+    async def prepare(
+        self,
+        params: Mapping[str, object],
+        pins: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> Mapping[str, str]:
+        """Nothing is needed beside the inputs."""
+        return {}
 
     async def start(self, workload: Workload) -> None:
         """Write what there is to write, and note the end."""

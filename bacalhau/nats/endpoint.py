@@ -32,9 +32,11 @@ from bacalhau_api.wire import (
     OutputRead,
     OutputsList,
     OutputsPage,
+    PinRequest,
     WelcomePart,
 )
 from bacalhau_controllers.gateway import Gateway
+from bacalhau_controllers.manifest import PinDesk
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,15 @@ class NodeEndpoint:
     def __init__(self, nats: Transport) -> None:
         self._nats = nats
         self._gateway: Gateway | None = None
+        self._desk: PinDesk | None = None
         self._slots = asyncio.Semaphore(REQUESTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
 
-    async def open(self, gateway: Gateway) -> None:
+    async def open(self, gateway: Gateway, desk: PinDesk | None = None) -> None:
         """Begin to answer nodes."""
-        self._gateway = gateway
-        for verb in ("hello", "facts", "beat"):
+        self._gateway, self._desk = gateway, desk
+        for verb in ("hello", "facts", "beat", "pins"):
             self._subscriptions.append(
                 await self._nats.subscribe(node_subject("*", verb), self._received)
             )
@@ -92,7 +95,12 @@ class NodeEndpoint:
         sends it, and the log says which."""
         assert self._gateway is not None
         _, token, verb = msg.subject.split(".", 2)
-        handler = {"hello": self._hello, "facts": self._facts, "beat": self._beat}[verb]
+        handler = {
+            "hello": self._hello,
+            "facts": self._facts,
+            "beat": self._beat,
+            "pins": self._pins,
+        }[verb]
         try:
             reply = await handler(decode_token(token), msg.data)
         except (ValidationError, ValueError) as error:
@@ -127,6 +135,11 @@ class NodeEndpoint:
     async def _beat(self, node: str, data: bytes) -> Model:
         assert self._gateway is not None
         return self._gateway.beat(_named(Beat.decode(data), node))
+
+    async def _pins(self, node: str, data: bytes) -> Model:
+        if self._desk is None:
+            raise UnavailableError("manifests are not served here")
+        return await self._desk.answer(_named(PinRequest.decode(data), node))
 
     # -- to nodes: Transport -------------------------------------------------------------------
 
@@ -222,7 +235,7 @@ class NodeEndpoint:
         return bytes(reply.data)
 
 
-Named = TypeVar("Named", Hello, WelcomePart, FactBatch, Beat)
+Named = TypeVar("Named", Hello, WelcomePart, PinRequest, FactBatch, Beat)
 
 
 def _named(message: Named, node: str) -> Named:

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import random
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,16 +14,22 @@ from typing import Any, Self
 
 from bacalhau import plugs
 from bacalhau.enrolment import Enrolment
+from bacalhau.localsocket import SOCKET_NAME
 from bacalhau.nats.connection import Connection, Credentials
 from bacalhau.nats.keys import load_or_make_seed, public_key, write_private
 from bacalhau.nats.subjects import node_inbox
+from bacalhau.node.face import Face
 from bacalhau.node.ledger import SqliteLedger
 from bacalhau.node.link import NatsLink
-from bacalhau.node.machine import boot_id, detect_capacity
+from bacalhau.node.machine import Detected, boot_id, detect_capacity
+from bacalhau.node.pins import LinkPins
 from bacalhau.node.reader import OutputReader
+from bacalhau.node.status import NodeView
+from bacalhau.node.upload import UploadGate
 from bacalhau.node.workspace import DiskWorkspace
 from bacalhau.replies import JoinAnswer
 from bacalhau.serve.parts import OnFailure, run_beside
+from bacalhau.serve.transfers import Transfers
 from bacalhau.settings import ServeSettings
 from bacalhau.version import VERSION
 from bacalhau_api.errors import (
@@ -32,16 +39,18 @@ from bacalhau_api.errors import (
     TransientError,
     UnavailableError,
 )
+from bacalhau_api.v1.job import NetworkType
 from bacalhau_controllers.contract import Clock, Ids
 from bacalhau_controllers.runner.admission import Policy
 from bacalhau_controllers.runner.agent import Agent
-from bacalhau_controllers.runner.ports import Engine, Publisher, Storage
+from bacalhau_controllers.runner.ports import Engine
 from bacalhau_controllers.runner.site import AgentSettings
 
 logger = logging.getLogger(__name__)
 
 JOIN_RETRY_SECONDS = 2.0
 JOIN_TIMEOUT_SECONDS = 30.0
+FACE_CLOSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +113,54 @@ class Compute:
         parts.push_async_callback(connection.close)
         workspace = DiskWorkspace(self._data, self._clock)
         reader = OutputReader(workspace, self._clock)
-        link = NatsLink(self._name, connection, reader)
+        gate = UploadGate(self._settings.upload_bytes_per_second, self._clock)
+        link = NatsLink(self._name, connection, reader, gate)
         await link.open()
         parts.push_async_callback(link.close)
+        transfers = Transfers(self._settings, self._name, self._data, boot_id(), LinkPins(link))
+        parts.push_async_callback(transfers.close)
+        ledger = SqliteLedger(self._data / "ledger.db", self._clock, self._ids)
+        engines = self._engines()
         self.agent = Agent(
             self._name,
-            SqliteLedger(self._data / "ledger.db", self._clock, self._ids),
-            self._engines(),
-            self._storages(),
-            self._publishers(),
+            ledger,
+            engines,
+            transfers.storages(),
+            transfers.publishers(),
             workspace,
             link,
             self._clock,
             random.Random(),
             self._ids,
-            self._agent_settings(),
+            self._agent_settings(await self._detected(engines)),
         )
         reader.bind(self.agent)
+        view = NodeView(self.agent, ledger, connection, self._clock, self._data)
+        view.upload_bytes_per_second = gate.bytes_per_second
+        self._open_face(parts, view, reader)
         await self._run(parts, self.agent)
+
+    def _open_face(self, parts: AsyncExitStack, view: NodeView, reader: OutputReader) -> None:
+        """Answer people on this machine. Work does not depend on it: if it cannot be had, the
+        agent runs without."""
+        path = self._data / SOCKET_NAME
+        face = Face(view, reader, path)
+        try:
+            self._data.chmod(0o700)
+            face.open()
+        except OSError as error:
+            logger.warning(
+                "Failed to open the node's own socket; `bacalhau node status` will not work",
+                extra={"path": str(path), "error": str(error)},
+            )
+            return
+        serving = run_beside(parts, "face", face.run(), self._on_failure)
+
+        async def close() -> None:
+            face.close()
+            await asyncio.wait([serving], timeout=FACE_CLOSE_SECONDS)
+
+        parts.push_async_callback(close)
 
     async def _run(self, parts: AsyncExitStack, agent: Agent) -> None:
         """Run the agent; return once it has taken up what an earlier life left."""
@@ -200,27 +239,32 @@ class Compute:
 
     def _engines(self) -> dict[str, Engine]:
         return {
-            name: make(self._data / "engines" / name, self._clock)
+            name: make(self._data / "engines" / name, self._clock, **self._engine_options(name))
             for name, make in _loaded("engines").items()
         }
 
-    def _storages(self) -> dict[str, Storage]:
-        allowed = self._settings.allow_paths
-        arguments: dict[str, dict[str, Any]] = {
-            "local": {"allowed": allowed, "private": (self._settings.data_dir,)}
-        }
-        found = {n: make(**arguments.get(n, {})) for n, make in _loaded("storages").items()}
-        if "local" in found:
-            found["localdirectory"] = found["local"]
-        return found
+    def _engine_options(self, name: str) -> dict[str, Any]:
+        if name != "docker":
+            return {}
+        from bacalhau.engines.docker.options import DockerOptions
 
-    def _publishers(self) -> dict[str, Publisher]:
-        return {
-            name: make(self._name) if name == "local" else make()
-            for name, make in _loaded("publishers").items()
-        }
+        given = self._settings.docker
+        keep = given.images_keep_bytes
+        options = DockerOptions(
+            host=given.host,
+            images_allowed=given.images_allowed,
+            registries_allowed=given.registries_allowed,
+            pull="missing" if given.pulls else "never",
+            images_keep_bytes=DockerOptions().images_keep_bytes if keep is None else keep,
+        )
+        return {"options": options, "allows_private": self._settings.allow_private_urls}
 
-    def _agent_settings(self) -> AgentSettings:
+    async def _detected(self, engines: Mapping[str, Engine]) -> Detected | None:
+        """What the Docker engine knows of the machine; None if there is none."""
+        docker: Any = engines.get("docker")
+        return None if docker is None else await docker.detect()
+
+    def _agent_settings(self, detected: Detected | None) -> AgentSettings:
         settings = self._settings
         labels = {
             "os_type": platform.system().lower(),
@@ -229,18 +273,29 @@ class Compute:
             ),
             **settings.labels,
         }
-        capacity, executions_max = detect_capacity(self._data, settings.capacity)
+        capacity, executions_max = detect_capacity(self._data, settings.capacity, engine=detected)
+        networks = {NetworkType.NONE, *map(NetworkType, settings.allow_networks)}
+        if NetworkType.HOST in networks:
+            networks.add(NetworkType.FULL)
         return AgentSettings(
             boot=boot_id(),
             policy=Policy(
                 capacity=capacity,
                 executions_max=executions_max,
+                networks_allowed=frozenset(networks),
                 env_allowed=settings.allow_env,
                 host_env=dict(os.environ),
             ),
             version=VERSION,
             labels=labels,
             local_paths=tuple(str(path) for path in settings.allow_paths),
+            outbox_bytes_max=(
+                capacity.disk_bytes // 2
+                if settings.outbox_bytes_max is None
+                else settings.outbox_bytes_max
+            ),
+            retention_seconds=settings.keep_outputs_seconds,
+            retention_bytes=settings.keep_outputs_bytes,
         )
 
 

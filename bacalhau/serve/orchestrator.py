@@ -9,17 +9,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from bacalhau.enrolment import Enrolment
+from bacalhau.gitops.watched import run_sources
 from bacalhau.nats.connection import Connection, Credentials
 from bacalhau.nats.departures import Departures
 from bacalhau.nats.endpoint import NodeEndpoint
 from bacalhau.nats.keys import write_private
 from bacalhau.nats.server import EmbeddedNats, NatsSettings, NodeUser
+from bacalhau.serve.links import LinkSigner
 from bacalhau.serve.parts import OnFailure, run_beside
 from bacalhau.server.access import access_for, load_tokens
 from bacalhau.server.app import ApiServer, create_app
 from bacalhau.server.ports import Services
 from bacalhau.settings import ServeSettings
 from bacalhau.store.jetstream import JetStreamStore
+from bacalhau.transfer.s3 import S3Access
 from bacalhau.version import VERSION
 from bacalhau_api.errors import BacalhauError
 from bacalhau_api.meta import Resource
@@ -28,9 +31,12 @@ from bacalhau_controllers.cache import Cache, Informer
 from bacalhau_controllers.contract import Clock, Ids
 from bacalhau_controllers.execution import ExecutionReconciler
 from bacalhau_controllers.gateway import Gateway, GatewaySettings
+from bacalhau_controllers.gitops import ClaimReconciler
 from bacalhau_controllers.inbox import FactInbox
-from bacalhau_controllers.job import JobReconciler
+from bacalhau_controllers.job import JobReconciler, JobSettings
 from bacalhau_controllers.manager import Manager
+from bacalhau_controllers.manifest import ManifestReconciler, PinDesk
+from bacalhau_controllers.manifest.reconciler import KINDS as MANIFEST_KINDS
 from bacalhau_controllers.node import NodeReconciler
 from bacalhau_controllers.node.presence import Presence
 from bacalhau_controllers.publishing import PublishingReconciler
@@ -103,9 +109,11 @@ class Orchestrator:
         beats = GatewaySettings(beat_seconds=silent / 3, duplicate_seconds=silent)
         gateway = Gateway(cache, inbox, presence, endpoint, clock, beats)
 
+        desk = PinDesk(own, clock, lambda node, session: gateway.session_of(node) == session)
+
         async def lead() -> None:
             gateway.open()
-            await endpoint.open(gateway)
+            await endpoint.open(gateway, desk)
 
         async def follow() -> None:
             await endpoint.close()
@@ -119,11 +127,15 @@ class Orchestrator:
             on_started_leading=lead,
             on_stopped_leading=follow,
         )
-        manager.add(JobReconciler(own, clock), "Job")
+        job_settings = JobSettings(stop_seconds_min=silent)
+        manager.add(JobReconciler(own, clock, settings=job_settings), "Job")
         manager.add(ExecutionReconciler(own, clock, inbox, presence), "Execution")
         manager.add(PublishingReconciler(own, clock, inbox, presence), "Publication")
         manager.add(NodeReconciler(own, clock, presence), "Node")
+        for kind in MANIFEST_KINDS:
+            manager.add(ManifestReconciler(own, kind), kind)
         manager.add(RetentionReconciler(own, clock), "Job", key=namespace_key)
+        manager.add(ClaimReconciler(own, clock), "Claim")
 
         def gauges() -> Mapping[str, float]:
             return {"leader": float(manager.is_leader.is_set()), "facts_waiting": inbox.depth} | {
@@ -140,7 +152,9 @@ class Orchestrator:
                 ids=self._ids,
                 version=VERSION,
                 gauges=gauges,
+                sign=LinkSigner(S3Access(settings.transfers.s3_endpoints)),
                 is_ready=lambda: cache.is_synced and nats.is_connected,
+                job_settings=job_settings,
             ),
             access,
         )
@@ -171,6 +185,12 @@ class Orchestrator:
             self._beside(parts, "departures", Departures(system, on_gone).run())
         self._beside(parts, "manager", manager.run())
         parts.push_async_callback(manager.close)
+        sources = await run_sources(
+            settings.gitops, store, cache, clock, self._ids, holder=self._holder()
+        )
+        for name, source in sources.items():
+            self._beside(parts, f"source {name}", source.run())
+            parts.push_async_callback(source.close)
         serving = self._beside(parts, "api", api.run_until_told())
 
         async def end_api() -> None:

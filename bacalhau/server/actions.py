@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bacalhau.server.ports import Services
-from bacalhau_api.admission import admit_job
+from bacalhau_api.admission import admit_job, admit_node, revive
 from bacalhau_api.admission import rerun as with_nonce
 from bacalhau_api.admission import stop as stopped
 from bacalhau_api.errors import (
@@ -20,11 +20,14 @@ from bacalhau_api.errors import (
     OutcomeUnknownError,
     Problem,
 )
-from bacalhau_api.meta import DEFAULT_NAMESPACE, Ref, Resource, check_name
+from bacalhau_api.meta import DEFAULT_NAMESPACE, ObjectMeta, Ref, Resource, check_name
 from bacalhau_api.names import check_label_key, check_label_value
+from bacalhau_api.provenance import Provenance, provenance_of, stamped, without_reserved
 from bacalhau_api.v1.job import Job
-from bacalhau_api.v1.node import Membership, Node
-from bacalhau_controllers.store import Delete, Put, Why
+from bacalhau_api.v1.namespace import Namespace
+from bacalhau_api.v1.node import Membership, Node, NodeSpec
+from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_controllers.store import Delete, Put, Why, Write
 
 TRIES_MAX = 8
 
@@ -48,9 +51,21 @@ class Actions:
         self._state = services.state
 
     async def apply_job(
-        self, submitted: Job, actor: str, *, dry_run: bool = False, create_only: bool = False
+        self,
+        submitted: Job,
+        actor: str,
+        *,
+        dry_run: bool = False,
+        create_only: bool = False,
+        provenance: Provenance | None = None,
+        reason: str = "",
     ) -> Applied:
-        """Create a job or change it to what was submitted. Raises InvalidError, ConflictError."""
+        """Create a job or change it to what was submitted. `reason` replaces the history's usual
+        words; with it the run itself is asked for, so `onChange` does not hold it back.
+
+        Raises InvalidError, ConflictError.
+        """
+        origin = provenance or Provenance()
         services = self._services
         uid = services.ids.uid()
         _check_names(submitted)
@@ -69,39 +84,88 @@ class Actions:
                 raise ConflictError(
                     f"{existing.ref} exists already", hint=hint, reason="AlreadyExists"
                 )
-            admitted = admit_job(existing, submitted, now=services.clock.now(), uid=uid)
+            retired = await self._retired(submitted.ref, existing, is_fresh=attempt > 0)
+            admitted = admit_job(
+                existing,
+                submitted,
+                now=services.clock.now(),
+                uid=uid,
+                namespace=self._namespace(submitted.ref.namespace),
+                # Who creates, rather than applies, asks for a run.
+                retired=retired if not create_only else None,
+                is_explicit=bool(reason),
+            )
             if admitted.outcome == "unchanged" and attempt == 0:
                 continue  # a promise about the present: look at the store itself
             outcome = admitted.outcome if not outcome or not is_mine else outcome
             if dry_run or admitted.outcome == "unchanged":
                 return Applied(admitted.job, outcome, tuple(admitted.warnings))
-            expect = existing.metadata.resource_version if existing else 0
-            reason = "Created" if admitted.outcome == "created" else "Applied"
+            word = reason or ("Created" if admitted.outcome == "created" else "Applied")
+            job = stamped(admitted.job, origin)
             try:
-                stored = await self._put(admitted.job, expect, Why(actor, reason))
+                stored = await self._replace(
+                    existing, job, Why(actor, word, origin.words()), retired
+                )
             except (ConflictError, OutcomeUnknownError) as error:
                 last: BacalhauError = error
                 continue
             return Applied(stored, outcome, tuple(admitted.warnings))
         raise last
 
-    async def apply_node(self, submitted: Node, actor: str, *, dry_run: bool = False) -> Applied:
+    async def apply_node(
+        self,
+        submitted: Node,
+        actor: str,
+        *,
+        dry_run: bool = False,
+        provenance: Provenance | None = None,
+        reason: str = "Applied",
+    ) -> Applied:
         """Change what operators say of a node: labels, annotations, and the given spec fields."""
         outcome = "unchanged"
+        origin = provenance or Provenance()
 
         def change(node: Node) -> Node:
             nonlocal outcome
-            given = submitted.spec.model_fields_set - {"public_key"}
-            spec = node.spec.but(**{name: getattr(submitted.spec, name) for name in given})
-            kept = submitted.metadata.model_fields_set & {"labels", "annotations"}
-            meta = {name: getattr(submitted.metadata, name) for name in kept}
-            changed = node.but(spec=spec).with_meta(**meta)
-            outcome = "unchanged" if changed == node else "configured"
-            return changed
+            admitted = admit_node(node, submitted)
+            outcome = admitted.outcome
+            return admitted.node if outcome == "unchanged" else stamped(admitted.node, origin)
 
         _check_labels(submitted)
-        node = await self._change(submitted.ref, Node, change, Why(actor, "Applied"), dry_run)
+        why = Why(actor, reason, origin.words())
+        node = await self._change(submitted.ref, Node, change, why, dry_run)
         return Applied(node, outcome)
+
+    async def roll_back(
+        self, old: Resource, revision: int, actor: str, *, message: str = ""
+    ) -> Applied:
+        """Have an object be again what it was at a revision: for a job its spec, as a new
+        generation if that affects execution; for a node what operators say of it.
+
+        Raises InvalidError for kinds that controllers write.
+        """
+        words = f"to revision {revision}{f': {message}' if message else ''}"
+        origin = provenance_of(old).but(message=words)
+        if isinstance(old, Job):
+            live = await self._read(old.ref, Job, is_fresh=True)
+            meta = (live or old).metadata
+            given = ObjectMeta(
+                name=meta.name,
+                namespace=meta.namespace,
+                labels=meta.labels,
+                annotations=without_reserved(meta.annotations),
+            )
+            submitted = Job(metadata=given, spec=old.spec)
+            return await self.apply_job(submitted, actor, provenance=origin, reason="RolledBack")
+        if isinstance(old, Node):
+            spec = NodeSpec(
+                unschedulable=old.spec.unschedulable, drain=old.spec.drain, taints=old.spec.taints
+            )
+            node = Node(metadata=ObjectMeta(name=old.name, labels=old.metadata.labels), spec=spec)
+            return await self.apply_node(node, actor, provenance=origin, reason="RolledBack")
+        hint = "roll its job back instead"
+        message = "is written by controllers and cannot be rolled back"
+        raise InvalidError([Problem(old.kind.lower(), message, hint=hint)])
 
     async def stop_job(self, ref: Ref, actor: str, message: str = "") -> Job:
         """Stop the present generation. Stopping twice, or what has ended, changes nothing."""
@@ -116,10 +180,18 @@ class Actions:
         return await self._change(ref, Job, change, Why(actor, "Stopped", message))
 
     async def rerun_job(self, ref: Ref, actor: str, nonce: str) -> Job:
-        """Run an unchanged job again, as a new generation. The same nonce runs it once."""
-        return await self._change(
-            ref, Job, lambda job: with_nonce(job, nonce), Why(actor, "RerunRequested")
-        )
+        """Run an unchanged job again, as a new generation. The same nonce runs it once. One that
+        ended and was retired is made anew."""
+        why = Why(actor, "RerunRequested")
+        retired = await self._retired(ref, self._state.cache.get(ref), is_fresh=True)
+        if retired is not None and await self._state.store.get(ref) is None:
+            services = self._services
+            made = revive(retired, nonce, now=services.clock.now(), uid=services.ids.uid())
+            try:
+                return await self._replace(None, made, why, retired)
+            except ConflictError:
+                pass  # somebody else was faster: it is there now
+        return await self._change(ref, Job, lambda job: with_nonce(job, nonce), why)
 
     async def suspend_job(self, ref: Ref, actor: str, *, suspend: bool) -> Job:
         """Hold a job back, or let it go on."""
@@ -154,12 +226,15 @@ class Actions:
 
         With `force` it goes at once, whatever holds it: what it owns is cleaned up later.
         """
+        in_doubt = ""
         for attempt in range(TRIES_MAX):
             found = await self._read(ref, Resource, is_fresh=attempt > 0)
             if found is None:
                 if attempt:  # somebody else's delete, or ours with its answer lost
                     return None
                 raise not_found(ref)
+            if in_doubt and found.metadata.uid != in_doubt:
+                return None  # it is gone; this is another one of its name, made since
             version = found.metadata.resource_version
             must_wait = bool(found.metadata.finalizers) and not force
             if must_wait and found.is_deleting:
@@ -172,6 +247,8 @@ class Actions:
                 await self._state.commit([Delete(ref, version)], Why(actor, reason))
             except (ConflictError, OutcomeUnknownError) as error:
                 last: BacalhauError = error
+                if isinstance(error, OutcomeUnknownError):
+                    in_doubt = found.metadata.uid
                 continue
             return None
         raise last
@@ -184,10 +261,13 @@ class Actions:
         why: Why,
         dry_run: bool = False,
     ) -> R:
+        in_doubt: tuple[str, BacalhauError] | None = None
         for attempt in range(TRIES_MAX):
             found = await self._read(ref, kind, is_fresh=attempt > 0)
             if found is None:
                 raise not_found(ref)
+            if in_doubt is not None and found.metadata.uid != in_doubt[0]:
+                raise in_doubt[1]  # this is another one of its name, made since
             if found.is_deleting:
                 raise ConflictError(f"{ref} is being deleted")
             changed = change(found)
@@ -199,11 +279,39 @@ class Actions:
                 return await self._put(changed, found.metadata.resource_version, why)
             except (ConflictError, OutcomeUnknownError) as error:
                 last: BacalhauError = error
+                if isinstance(error, OutcomeUnknownError):
+                    in_doubt = found.metadata.uid, error
         raise last
 
     async def _read(self, ref: Ref, kind: type[R], *, is_fresh: bool) -> R | None:
         found = await self._state.store.get(ref) if is_fresh else self._state.cache.get(ref)
         return found if isinstance(found, kind) else None
+
+    def _namespace(self, name: str) -> Namespace | None:
+        found = self._state.cache.get(Ref("Namespace", "", name))
+        return found if isinstance(found, Namespace) else None
+
+    async def _retired(
+        self, ref: Ref, existing: Resource | None, *, is_fresh: bool
+    ) -> RetiredJob | None:
+        """What is left of an earlier job of that name, where there is none now."""
+        if existing is not None:
+            return None
+        return await self._read(
+            Ref("RetiredJob", ref.namespace, ref.name), RetiredJob, is_fresh=is_fresh
+        )
+
+    async def _replace(
+        self, existing: Job | None, job: Job, why: Why, retired: RetiredJob | None
+    ) -> Job:
+        """Store a job; what is left of an earlier one of its name goes with it."""
+        expect = existing.metadata.resource_version if existing else 0
+        writes: list[Write] = [Put(job, expect)]
+        if retired is not None:
+            writes.append(Delete(retired.ref, retired.metadata.resource_version))
+        stored = (await self._state.commit(writes, why))[0]
+        assert isinstance(stored, Job)
+        return stored
 
     async def _put(self, item: R, expect: int, why: Why) -> R:
         (stored,) = await self._state.commit([Put(item, expect)], why)

@@ -17,8 +17,12 @@ from bacalhau.server import (
     problems,
     routes_executions,
     routes_jobs,
+    routes_links,
     routes_nodes,
     routes_objects,
+    routes_past,
+    routes_plans,
+    routes_sources,
     routes_system,
 )
 from bacalhau.server.access import Access
@@ -62,9 +66,13 @@ def create_app(services: Services, access: Access | None = None) -> ApiApp:
     router = APIRouter()
     # Fixed paths before those with a name in them.
     routes_system.add_routes(router, app.context)
+    routes_plans.add_routes(router, app.context)
     routes_nodes.add_routes(router, app.context)
+    routes_sources.add_routes(router, app.context)
     routes_jobs.add_routes(router, app.context)
     routes_executions.add_routes(router, app.context)
+    routes_links.add_routes(router, app.context)
+    routes_past.add_routes(router, app.context)
     routes_objects.add_routes(router, app.context)
     app.include_router(router)
     app.add_middleware(_GuardMiddleware, access=access or Access(), context=app.context)

@@ -9,12 +9,14 @@ from bacalhau.server.actions import Actions, not_found
 from bacalhau.server.hub import WatchHub
 from bacalhau.server.logs import Logs
 from bacalhau.server.metrics import Metrics
+from bacalhau.server.offload import InThread
 from bacalhau.server.pages import Pager
 from bacalhau.server.ports import Services
 from bacalhau.server.waiter import Waiter
 from bacalhau_api.errors import UnavailableError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_controllers.cache import Cache
+from bacalhau_controllers.forecast import Applier
 
 R = TypeVar("R", bound=Resource)
 
@@ -29,6 +31,7 @@ class Context:
     logs: Logs
     actions: Actions
     metrics: Metrics
+    applier: Applier
 
     @property
     def cache(self) -> Cache:
@@ -64,6 +67,13 @@ def make_context(services: Services) -> Context:
         logs=Logs(services, Waiter(cache)),
         actions=Actions(services),
         metrics=Metrics(services, hub),
+        applier=Applier(
+            services.state,
+            services.clock,
+            services.ids,
+            settings=services.job_settings,
+            offload=InThread(),
+        ),
     )
 
 

@@ -7,11 +7,16 @@ verdicts, so that they are those of the decision itself.
 from collections import Counter
 from collections.abc import Sequence
 
-from bacalhau.replies import Explanation, SlotWords
+from bacalhau.replies import Explanation, RuleWords, SlotWords
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication, Slot
 from bacalhau_api.v1.job import Job, JobPhase, Verdict
+from bacalhau_api.v1.manifest import Manifest
+from bacalhau_api.v1.namespace import QUOTA_WAIT, Namespace
 from bacalhau_api.v1.node import Membership, Node
+from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_controllers.disconnect import describe_disconnect
+from bacalhau_controllers.placement import RuleFinding
 
 SLOTS_MAX = 50
 
@@ -28,6 +33,9 @@ def explain_job(
     remedies = [v.remedy for v in status.verdicts if v.remedy and not v.node]
     if job.spec.suspend:
         remedies.insert(0, f"let it go on: bacalhau resume {name}")
+    if status.waiting is not None and status.waiting.what == QUOTA_WAIT:
+        space = job.ref.namespace
+        remedies.append(f"raise the quota of namespace {space}, or stop something in it")
     if status.phase in (JobPhase.FAILED, JobPhase.STOPPED):
         remedies.append(f"run it again: bacalhau rerun {name}")
     return Explanation(
@@ -77,6 +85,8 @@ def _job_facts(job: Job, executions: Sequence[Execution]) -> list[str]:
         f"node {node} is not heard from, {count} of its executions are open"
         for node, count in sorted(unheard.items())
     ]
+    if unheard:
+        facts.append(f"the job's disconnect policy is {describe_disconnect(job.spec)}")
     failed = [e for e in executions if e.phase in (Phase.FAILED, Phase.REJECTED)]
     words = Counter(_execution_words(e) for e in failed)
     for text, count in words.most_common(5):
@@ -148,13 +158,15 @@ def _execution_words(execution: Execution) -> str:
     if report is None:
         return "its node has not reported on it yet"
     words = report.message or report.reason
-    if report.exit_code:
+    if report.exit_code and words != f"exit code {report.exit_code}":
         words = f"exit code {report.exit_code}{f': {words}' if words else ''}"
     return words
 
 
-def explain_execution(execution: Execution, acceptance: Acceptance | None) -> Explanation:
-    """Explain one attempt."""
+def explain_execution(
+    execution: Execution, acceptance: Acceptance | None, job: Job | None = None
+) -> Explanation:
+    """Explain one attempt; `job` adds why it is where it is."""
     status, spec = execution.status, execution.spec
     report = status.report
     waiting = status.waiting or (report.waiting if report else None)
@@ -171,6 +183,9 @@ def explain_execution(execution: Execution, acceptance: Acceptance | None) -> Ex
         because.append("its end is the system's fault and not charged to the job's attempts")
     if report is not None and report.run > 1:
         because.append(f"it was started {report.run} times on its node")
+    placed = _placement(execution, job)
+    for verdict in placed:
+        because += [*verdict_lines(verdict), *_others(verdict)]
     where = f"attempt {spec.attempt} of slot {spec.slot} on node {spec.node}"
     words = _execution_words(execution)
     return Explanation(
@@ -181,6 +196,96 @@ def explain_execution(execution: Execution, acceptance: Acceptance | None) -> Ex
         headline=f"{where} is {_state(execution)}{f': {words}' if words else ''}",
         waiting=waiting,
         because=tuple(because),
+        verdicts=placed,
+    )
+
+
+def _placement(execution: Execution, job: Job | None) -> tuple[Verdict, ...]:
+    """The decision that put an execution where it is, as far as the job still has it."""
+    made = execution.metadata.creation_timestamp
+    known = job.status.verdicts if job is not None else ()
+    return tuple(
+        v
+        for v in known
+        if (v.slot, v.node, v.time) == (str(execution.spec.slot), execution.spec.node, made)
+    )
+
+
+def _others(verdict: Verdict) -> list[str]:
+    """Why the other nodes were not chosen."""
+    turned_down = sum(rule.nodes for rule in verdict.rejected)
+    left = verdict.nodes_total - turned_down
+    lines = [f"{left} of {verdict.nodes_total} nodes fitted, and it was the best of them"]
+    for rule in verdict.rejected:
+        example = f", such as: {rule.example}" if rule.example else ""
+        lines.append(f"{rule.rule} turned down {rule.nodes}{example}")
+    return lines
+
+
+def explain_pair(job: Job, node: Node, findings: Sequence[RuleFinding]) -> Explanation:
+    """Explain whether one job could run on one node, by every rule."""
+    misses = [f for f in findings if not f.is_ok]
+    name = f"job {job.name}"
+    if not misses:
+        headline = f"{name} fits node {node.name}: all {len(findings)} rules are met"
+    else:
+        rules = ", ".join(f.rule for f in misses)
+        headline = f"{name} does not fit node {node.name}: {rules} of {len(findings)} rules not met"
+    return Explanation(
+        kind="Node",
+        name=node.name,
+        headline=headline,
+        because=tuple(f"{f.rule}: {node.name} {f.message}" for f in misses or findings),
+        remedies=tuple(dict.fromkeys(f.remedy for f in misses if f.remedy)),
+        rules=tuple(
+            RuleWords(rule=f.rule, ok=f.is_ok, message=f.message, remedy=f.remedy) for f in findings
+        ),
+    )
+
+
+def explain_namespace(
+    namespace: Namespace, jobs: Sequence[Job], executions: Sequence[Execution]
+) -> Explanation:
+    """Explain what a namespace allows and what of it is in use. `executions` are the open ones."""
+    quota, asked = namespace.spec.quota, [e.spec.task.resources for e in executions]
+    used = {
+        "executions": (len(executions), quota.executions),
+        "millicores": (sum(r.cpu_millis for r in asked), quota.resources.cpu_millis or None),
+        "bytes of memory": (
+            sum(r.memory_bytes for r in asked),
+            quota.resources.memory_bytes or None,
+        ),
+        "bytes of disk": (sum(r.disk_bytes for r in asked), quota.resources.disk_bytes or None),
+        "GPUs": (sum(r.gpu for r in asked), quota.resources.gpu or None),
+    }
+    because = [
+        f"{n} of {most} {what} in use" for what, (n, most) in used.items() if most is not None
+    ]
+    if quota.stored_results:
+        because.append(f"at most {quota.stored_results} bytes of results are kept")
+    waiting = [j for j in jobs if j.status.waiting and j.status.waiting.what == QUOTA_WAIT]
+    open_jobs = sum(not j.status.phase.is_final for j in jobs)
+    return Explanation(
+        kind="Namespace",
+        name=namespace.name,
+        headline=f"{open_jobs} jobs are open, {len(waiting)} of them wait for the quota",
+        because=tuple(because) or ("nothing is limited",),
+        remedies=("raise its quota, or stop something in it",) if waiting else (),
+    )
+
+
+def explain_retired(retired: RetiredJob) -> Explanation:
+    """Explain what is left of a job."""
+    spec = retired.spec
+    headline = f"generation {spec.generation} of the job ended as {spec.phase} and was retired"
+    return Explanation(
+        kind="RetiredJob",
+        namespace=retired.ref.namespace,
+        name=retired.name,
+        phase=str(spec.phase),
+        headline=f"{headline}; applying its file again does not run it again",
+        because=(f"{spec.slots.succeeded} of {spec.slots.total} slots succeeded",),
+        remedies=(f"run it again: bacalhau rerun {retired.name}",),
     )
 
 
@@ -240,6 +345,20 @@ def explain_publication(publication: Publication) -> Explanation:
         headline=f"{headline}{f': {words}' if words else ''}",
         waiting=status.waiting or (report.waiting if report else None),
         because=tuple(because),
+    )
+
+
+def explain_manifest(manifest: Manifest) -> Explanation:
+    """Explain what an input was pinned to, and how it is shared out."""
+    spec = manifest.spec
+    return Explanation(
+        kind="Manifest",
+        namespace=manifest.metadata.namespace,
+        name=manifest.name,
+        headline=f"input {spec.input} of job {spec.job}, generation {spec.generation}, is pinned "
+        f"to {spec.objects} objects with {spec.size_bytes} bytes, shared out among "
+        f"{spec.partitions} partitions: at most {spec.objects_max} objects and "
+        f"{spec.size_bytes_max} bytes in one, {spec.partitions_empty} with none",
     )
 
 

@@ -6,9 +6,9 @@ where something is to be told beside the output; None stands for "still here, no
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bacalhau.server.ports import LogStream, Services
@@ -21,6 +21,10 @@ from bacalhau_api.wire import LogChunk, LogPiece
 
 WAIT_SECONDS = 10.0
 AWAY_SECONDS = 2.0
+GRACE_SECONDS = 30.0
+"""So long a reader that follows waits for a node that is away though its execution has ended: after
+a restart of the orchestrator nodes are back within seconds."""
+
 FOLLOWED_MAX = 256
 QUEUE_RECORDS_MAX = 256
 
@@ -29,13 +33,20 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """What is asked for. `offset` continues an earlier read of one execution; `tail` starts so
-    many lines before the end."""
+    """What is asked for. `offset` continues an earlier read of one execution, `offsets` those of a
+    job's executions, by name; `tail` starts so many lines before the end."""
 
     stream: LogStream = "all"
     offset: int = 0
     tail: int | None = None
     follow: bool = False
+    offsets: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, execution: str) -> "LogQuery":
+        """What is asked for of one of several executions."""
+        if execution not in self.offsets:
+            return self
+        return replace(self, offset=self.offsets[execution], tail=None)
 
 
 class Logs:
@@ -123,7 +134,8 @@ class Logs:
             if active >= FOLLOWED_MAX:
                 return True
             active += 1
-            task = asyncio.create_task(self._copy(execution.ref, query, queue, bell))
+            asked = query.of(execution.name)
+            task = asyncio.create_task(self._copy(execution.ref, asked, queue, bell))
             task.add_done_callback(lambda _: bell.set())
             readers[execution.name] = task
         return False
@@ -155,6 +167,7 @@ class _Reader:
         self._offset: int | None = None if query.tail is not None else query.offset
         self._tail = query.tail
         self._is_away = False
+        self._since = services.clock.monotonic()
         self.is_done = False
         self.must_wait = False
 
@@ -214,7 +227,8 @@ class _Reader:
 
     def _away(self, execution: Execution, error: UnavailableError) -> list[Record]:
         node = execution.spec.node
-        if self._query.follow and not execution.is_final:
+        waits = self._services.clock.monotonic() - self._since < GRACE_SECONDS
+        if self._query.follow and (waits or not execution.is_final):
             self.must_wait = True
             if self._is_away:
                 return []
@@ -230,10 +244,13 @@ class _Reader:
             raise UnavailableError(
                 f"the log of {self._ref.name} is on node {node}, which is away: {error.message}",
                 hint="it can be read when the node is back; bacalhau describe shows what is known",
+                reason="NodeAway",
             )
         notice = self._notice(f"node {node} is away; these are the last bytes of its report")
         pieces = [
-            self._record(execution, LogPiece(stream=stream, text=text)) for stream, text in tails
+            # Of the log itself nothing was read: from 0 it goes on.
+            self._record(execution, LogPiece(stream=stream, text=text)) | {"offset": 0}
+            for stream, text in tails
         ]
         return [notice, *pieces]
 

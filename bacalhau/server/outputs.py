@@ -3,6 +3,7 @@
 Everything is pulled from the node in bounded pieces, as fast as the client reads and no faster.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,10 @@ from bacalhau_api.v1.execution import Execution, OutputFile
 from bacalhau_api.wire import OutputsPage
 
 PIECE_BYTES = 256 * 1024
+PIECE_BYTES_FIRST = 64 * 1024
+PIECE_BYTES_MIN = 8 * 1024
+PIECE_SECONDS = 1.0
+PIECE_TRIES_MAX = 3
 PATH_LENGTH_MAX = 4096
 
 
@@ -112,21 +117,44 @@ def parse_range(header: str, offset: int, size: int) -> Span:
 async def read_span(
     nodes: NodeReader, execution: Execution, path: str, span: Span
 ) -> AsyncIterator[bytes]:
-    """The bytes of a span. Raises UnavailableError in the middle if the file is shorter."""
-    at = span.start
+    """The bytes of a span. Raises UnavailableError in the middle if the file is shorter, or if the
+    node does not answer for even the smallest piece.
+
+    The pieces are as large as the line to the node takes in about a second: over a slow one, a
+    large piece would hold up what the node has to report, and come too late for whoever asked.
+    """
+    at, size, tries = span.start, PIECE_BYTES_FIRST, 0
+    clock = asyncio.get_running_loop()
     while at < span.end:
-        piece = await nodes.read_output(
-            execution.spec.node,
-            execution.metadata.namespace,
-            execution.name,
-            path,
-            at,
-            min(PIECE_BYTES, span.end - at),
-        )
+        began = clock.time()
+        try:
+            piece = await nodes.read_output(
+                execution.spec.node,
+                execution.metadata.namespace,
+                execution.name,
+                path,
+                at,
+                min(size, span.end - at),
+            )
+        except UnavailableError:
+            tries += 1
+            if tries >= PIECE_TRIES_MAX:
+                raise
+            size = max(PIECE_BYTES_MIN, size // 8)
+            continue
         if not piece:
             raise UnavailableError(f"output {path} ended at {at} of {span.end} bytes")
+        tries = 0
+        size = _next_size(size, clock.time() - began)
         at += len(piece)
         yield piece
+
+
+def _next_size(size: int, took_seconds: float) -> int:
+    """Larger after a quick piece, smaller after a slow one."""
+    if took_seconds < PIECE_SECONDS / 2:
+        return min(size * 2, PIECE_BYTES)
+    return max(size // 2, PIECE_BYTES_MIN) if took_seconds > PIECE_SECONDS else size
 
 
 def tar_stream(nodes: NodeReader, execution: Execution) -> AsyncIterator[bytes]:

@@ -3,12 +3,14 @@
 Protocols only, and the bundle of them; the implementations live with whoever composes a server.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from bacalhau_api.v1.job import SpecConfig
 from bacalhau_api.wire import LogChunk, OutputsPage
 from bacalhau_controllers.contract import Clock, Ids
+from bacalhau_controllers.job import JobSettings
 from bacalhau_controllers.state import State
 
 LogStream = Literal["stdout", "stderr", "all"]
@@ -81,6 +83,10 @@ class Enrolment(Protocol):
         ...
 
 
+SignLink = Callable[[SpecConfig, int], Awaitable[str]]
+"""Raises NotFoundError for what has no link, UnavailableError."""
+
+
 def _no_gauges() -> Mapping[str, float]:
     return {}
 
@@ -91,6 +97,8 @@ class Services:
 
     `gauges` is read for each scrape of /metrics; its keys are names of gauges without prefix, such
     as `work_queue_depth_job`. `is_ready` tells whether this process can serve beyond its cache.
+    `job_settings` are those of the job reconciler, so that plans come true. `sign` makes a link by
+    which anybody can download what lies at a location for so many seconds; None: links are not made.
     """
 
     state: State
@@ -101,3 +109,5 @@ class Services:
     version: str = ""
     gauges: Callable[[], Mapping[str, float]] = _no_gauges
     is_ready: Callable[[], bool] = lambda: True
+    job_settings: JobSettings = field(default_factory=JobSettings)
+    sign: SignLink | None = None

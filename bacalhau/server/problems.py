@@ -7,12 +7,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from bacalhau.replies import ErrorModel, ProblemModel
@@ -26,6 +25,9 @@ from bacalhau_api.errors import (
     TerminalError,
     TransientError,
 )
+
+if TYPE_CHECKING:  # a node's agent uses what is here without FastAPI
+    from fastapi import FastAPI
 
 VALUE_LENGTH_MAX = 120
 PROBLEMS_MAX = 50
@@ -142,8 +144,9 @@ def _path(parts: Sequence[object]) -> str:
     return text
 
 
-def install(app: FastAPI) -> None:
+def install(app: "FastAPI") -> None:
     """Make every failure of `app` come out in the one shape."""
+    from fastapi.exceptions import RequestValidationError
 
     @app.exception_handler(BacalhauError)
     async def on_error(request: Request, error: BacalhauError) -> Response:

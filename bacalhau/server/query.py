@@ -10,22 +10,28 @@ from bacalhau_api.meta import Resource
 from bacalhau_api.selectors import parse_selector, unmet
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Constraint, Job
+from bacalhau_api.v1.manifest import Manifest
 from bacalhau_api.v1.node import Node
+from bacalhau_api.v1.source import Claim, Source
 from bacalhau_controllers.store import Cursor
 
 SELECTOR_LENGTH_MAX = 8192
 
 
 def _phase(item: Resource) -> str | None:
-    if isinstance(item, (Job, Execution, Publication)):
+    if isinstance(item, (Job, Execution, Publication, Source, Claim)):
         return str(item.status.phase)
     return None
+
+
+def _source(item: Resource) -> str | None:
+    return item.spec.source if isinstance(item, Claim) else None
 
 
 def _node(item: Resource) -> str | None:
     if isinstance(item, Node):
         return item.name
-    if isinstance(item, (Execution, Publication, Acceptance)):
+    if isinstance(item, (Execution, Publication, Acceptance, Manifest)):
         return item.spec.node
     return None
 
@@ -33,7 +39,7 @@ def _node(item: Resource) -> str | None:
 def _job(item: Resource) -> str | None:
     if isinstance(item, Job):
         return item.name
-    if isinstance(item, (Execution, Publication, Acceptance)):
+    if isinstance(item, (Execution, Publication, Acceptance, Manifest)):
         return item.spec.job
     return None
 
@@ -70,6 +76,8 @@ FIELDS: Final[dict[str, Callable[[Resource], str | None]]] = {
     "status.contact": _contact,
     "membership": _membership,
     "spec.membership": _membership,
+    "source": _source,
+    "spec.source": _source,
     "type": _type,
     "spec.type": _type,
 }

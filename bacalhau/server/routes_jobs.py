@@ -1,20 +1,30 @@
 """Routes of jobs: create, apply, and the verbs; their logs and results."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from bacalhau.kinds import JOB
-from bacalhau.replies import JobApplied, RerunRequest, ResultItem, Results, StopRequest
+from bacalhau.replies import (
+    JobApplied,
+    LogResume,
+    RerunRequest,
+    ResultItem,
+    Results,
+    StopRequest,
+)
 from bacalhau.server.actions import Applied
 from bacalhau.server.bodies import json_body, manifest_body, read_json, read_manifest
 from bacalhau.server.context import Context, actor_of
 from bacalhau.server.log_replies import LOG_RESPONSES, LogParameters, log_response
+from bacalhau.server.origin import Origin
 from bacalhau.server.reply import object_response
 from bacalhau.server.routes_objects import READ_ERRORS, WRITE_ERRORS, object_path, path_ref
 from bacalhau_api.base import Model
 from bacalhau_api.meta import Ref
+from bacalhau_api.provenance import Provenance
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Job
 
@@ -45,37 +55,43 @@ def _add_create(router: APIRouter, context: Context) -> None:
         "tags": ["jobs"],
     }
 
-    async def create(request: Request, namespace: str | None, dry_run: bool) -> Response:
+    async def create(
+        request: Request, namespace: str | None, origin: Provenance, dry_run: bool
+    ) -> Response:
         context.cache  # noqa: B018 - refuses while the cache is being filled
         default_name = f"job-{context.services.ids.uid()[:8]}"
         job, warnings = await read_manifest(
             request, Job, namespace=namespace, name=None, default_name=default_name
         )
         applied = await context.actions.apply_job(
-            job, actor_of(request), dry_run=dry_run, create_only=True
+            job, actor_of(request), dry_run=dry_run, create_only=True, provenance=origin
         )
         return _applied(applied, warnings, status=201)
 
     @router.post(JOB.path(), operation_id="createJob", **words)
-    async def create_anywhere(request: Request, dry_run: _DryRun = False) -> Response:
-        return await create(request, None, dry_run)
+    async def create_anywhere(
+        request: Request, origin: Origin, dry_run: _DryRun = False
+    ) -> Response:
+        return await create(request, None, origin, dry_run)
 
     @router.post(
         object_path(JOB).removesuffix("/{name}"), operation_id="createJobInNamespace", **words
     )
     async def create_in_namespace(
-        request: Request, namespace: str, dry_run: _DryRun = False
+        request: Request, namespace: str, origin: Origin, dry_run: _DryRun = False
     ) -> Response:
-        return await create(request, namespace, dry_run)
+        return await create(request, namespace, origin, dry_run)
 
 
 def _add_apply(router: APIRouter, context: Context) -> None:
     async def apply(
-        request: Request, namespace: str, name: str, dry_run: _DryRun = False
+        request: Request, namespace: str, name: str, origin: Origin, dry_run: _DryRun = False
     ) -> Response:
         context.cache  # noqa: B018 - refuses while the cache is being filled
         job, warnings = await read_manifest(request, Job, namespace=namespace, name=name)
-        applied = await context.actions.apply_job(job, actor_of(request), dry_run=dry_run)
+        applied = await context.actions.apply_job(
+            job, actor_of(request), dry_run=dry_run, provenance=origin
+        )
         return _applied(applied, warnings, status=201 if applied.outcome == "created" else 200)
 
     for method in ("PUT", "PATCH"):
@@ -169,6 +185,27 @@ def _add_reads(router: APIRouter, context: Context) -> None:
         generation: Annotated[int | None, Query(ge=1, description="Default: the present.")] = None,
     ) -> Response:
         job = context.find(Job, path_ref("Job", namespace, name))
+        records = context.logs.of_job(job.ref, generation, asked)
+        return await log_response(request, records)
+
+    @router.post(
+        object_path(JOB, "/logs"),
+        operation_id="resumeJobLogs",
+        summary="The same, going on where an earlier read was",
+        responses=LOG_RESPONSES,
+        openapi_extra=json_body(LogResume.model_json_schema(by_alias=True), required=True),
+        tags=["jobs"],
+    )
+    async def resume_logs(
+        request: Request,
+        namespace: str,
+        name: str,
+        asked: LogParameters,
+        generation: Annotated[int | None, Query(ge=1, description="Default: the present.")] = None,
+    ) -> Response:
+        job = context.find(Job, path_ref("Job", namespace, name))
+        resume = await read_json(request, LogResume)
+        asked = replace(asked, offsets=resume.offsets)
         records = context.logs.of_job(job.ref, generation, asked)
         return await log_response(request, records)
 

@@ -9,6 +9,7 @@ from bacalhau.kinds import API_ROOT, NODE
 from bacalhau.replies import JoinAnswer, JoinRequest, NodeApplied, TokenAnswer, TokenRequest
 from bacalhau.server.bodies import json_body, manifest_body, read_json, read_manifest
 from bacalhau.server.context import Context, actor_of
+from bacalhau.server.origin import Origin
 from bacalhau.server.reply import object_response
 from bacalhau.server.routes_objects import ERRORS, WRITE_ERRORS, object_path, path_ref
 from bacalhau_api.v1.node import Membership, Node
@@ -52,11 +53,13 @@ def _add_verb(router: APIRouter, context: Context, word: str, words: str) -> Non
 
 
 def _add_apply(router: APIRouter, context: Context) -> None:
-    async def apply(request: Request, name: str, dryRun: bool = False) -> Response:
+    async def apply(request: Request, name: str, origin: Origin, dryRun: bool = False) -> Response:
         context.cache  # noqa: B018 - refuses while the cache is being filled
         path_ref("Node", "", name)
         node, warnings = await read_manifest(request, Node, namespace=None, name=name)
-        applied = await context.actions.apply_node(node, actor_of(request), dry_run=dryRun)
+        applied = await context.actions.apply_node(
+            node, actor_of(request), dry_run=dryRun, provenance=origin
+        )
         assert isinstance(applied.item, Node)
         return object_response(
             NodeApplied(outcome=applied.outcome, warnings=warnings, node=applied.item)

@@ -1,7 +1,9 @@
 """Routes that every kind has: list, watch, get, history, explain; and delete where users may."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import GenericAlias
 from typing import Annotated, Any, Final, Literal
 
@@ -9,16 +11,22 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import create_model
 from starlette.responses import Response
 
+from bacalhau.gitops.explain import explain_claim, explain_source
 from bacalhau.kinds import ALL, API_ROOT, KindNames
-from bacalhau.replies import Deleted, ErrorModel, Explanation, HistoryItem, HistoryList, ListMeta
+from bacalhau.replies import Deleted, ErrorModel, Explanation, HistoryList, ListMeta
+from bacalhau.server import past
 from bacalhau.server.actions import not_found
 from bacalhau.server.context import Context, actor_of
 from bacalhau.server.explain import (
     explain_acceptance,
     explain_execution,
     explain_job,
+    explain_manifest,
+    explain_namespace,
     explain_node,
+    explain_pair,
     explain_publication,
+    explain_retired,
 )
 from bacalhau.server.pages import PAGE_ITEMS_MAX
 from bacalhau.server.problems import render
@@ -27,16 +35,22 @@ from bacalhau.server.reply import full_json, list_response, object_response
 from bacalhau.server.stream import EVENT_STREAM
 from bacalhau.server.watch import watch_response
 from bacalhau_api.base import Model
-from bacalhau_api.meta import NAME_LENGTH_MAX, Ref, Resource
+from bacalhau_api.errors import InvalidError, Problem
+from bacalhau_api.meta import DEFAULT_NAMESPACE, NAME_LENGTH_MAX, Ref, Resource
 from bacalhau_api.v1 import KINDS
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication, acceptance_name
 from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.manifest import Manifest
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
+from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_api.v1.source import Claim, Source
+from bacalhau_controllers.cache import Cache
 from bacalhau_controllers.store import HistoryEntry
 
 HISTORY_ENTRIES_MAX: Final = 1000
 _PATH_NAME_LENGTH_MAX: Final = 4 * NAME_LENGTH_MAX
-_DELETABLE: Final = frozenset({"Job", "Node"})
+_DELETABLE: Final = frozenset({"Job", "Node", "RetiredJob", "Source", "Namespace"})
 
 _LIST_WORDS: Final = (
     "Answers a list. With `watch=true` the answer is a stream of server-sent events instead, each "
@@ -220,8 +234,19 @@ def _add_get(router: APIRouter, context: Context, names: KindNames) -> None:
         openapi_extra=path_parameters(names),
         tags=[names.plural],
     )
-    async def get(request: Request) -> Response:
-        return object_response(context.find(Resource, _ref_of(request, names)))
+    async def get(
+        request: Request,
+        at: Annotated[
+            datetime | None, Query(description="As it was then, by its history. RFC 3339.")
+        ] = None,
+    ) -> Response:
+        ref = _ref_of(request, names)
+        if at is None:
+            return object_response(context.find(Resource, ref))
+        moment = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        found = past.at_time(await history_of(context, ref), ref, moment).resource
+        assert found is not None
+        return object_response(found)
 
 
 def _add_delete(router: APIRouter, context: Context, names: KindNames) -> None:
@@ -258,30 +283,37 @@ def _add_history(router: APIRouter, context: Context, names: KindNames) -> None:
         limit: Annotated[int, Query(ge=1, le=HISTORY_ENTRIES_MAX)] = 100,
         uid: Annotated[str, Query(description="One incarnation of the name only.")] = "",
         objects: Annotated[bool, Query(description="With the object as it was.")] = False,
+        declared: Annotated[
+            bool, Query(description="Only what changed what users say: spec, labels, annotations.")
+        ] = False,
     ) -> Response:
         ref = _ref_of(request, names)
-        store = context.services.state.store
-        entries = await store.history(ref, limit=limit, uid=uid or None)
-        if not entries:
-            context.find(Resource, ref)
-        items = tuple(_history_item(entry, with_object=objects) for entry in entries)
-        return object_response(HistoryList(items=items))
+        entries = await history_of(context, ref, uid=uid or None)
+        # One more than asked for: the first is compared with the one before it.
+        kept = entries if declared else entries[-(limit + 1) :]
+        items = [
+            (item, entry)
+            for item, entry in zip(past.items(kept), kept, strict=True)
+            if item.declared or item.removed or not declared
+        ]
+        told = tuple(
+            item.but(object=json.loads(full_json(entry.resource)))
+            if objects and entry.resource is not None
+            else item
+            for item, entry in items[-limit:]
+        )
+        return object_response(HistoryList(items=told))
 
 
-def _history_item(entry: HistoryEntry, *, with_object: bool) -> HistoryItem:
-    item = entry.resource
-    phase = getattr(getattr(item, "status", None), "phase", "")
-    return HistoryItem(
-        revision=entry.revision,
-        time=entry.time,
-        uid=entry.uid,
-        actor=entry.actor,
-        reason=entry.reason,
-        message=entry.message,
-        phase=str(phase),
-        removed=item is None,
-        object=json.loads(full_json(item)) if item is not None and with_object else None,
-    )
+async def history_of(
+    context: Context, ref: Ref, *, uid: str | None = None
+) -> Sequence[HistoryEntry]:
+    """All that is known of an object's past. Raises NotFoundError if there never was one."""
+    store = context.services.state.store
+    entries = await store.history(ref, limit=past.ENTRIES_MAX, uid=uid)
+    if not entries:
+        context.find(Resource, ref)
+    return entries
 
 
 def _add_explain(router: APIRouter, context: Context, names: KindNames) -> None:
@@ -293,9 +325,33 @@ def _add_explain(router: APIRouter, context: Context, names: KindNames) -> None:
         openapi_extra=path_parameters(names),
         tags=[names.plural],
     )
-    async def explain(request: Request) -> Response:
+    async def explain(
+        request: Request,
+        job: Annotated[
+            str, Query(description="Of a node: whether this job, NAME or NAMESPACE/NAME, fits.")
+        ] = "",
+        node: Annotated[str, Query(description="Of a job: whether it fits this node.")] = "",
+    ) -> Response:
         item = context.find(Resource, _ref_of(request, names))
+        if job or node:
+            return object_response(await _explain_pair(context, item, job, node))
         return object_response(explanation_of(context, item))
+
+
+async def _explain_pair(context: Context, item: Resource, job: str, node: str) -> Explanation:
+    """Whether one job could run on one node, rule by rule."""
+    if isinstance(item, Node) and job and not node:
+        namespace, slash, name = job.rpartition("/")
+        where = namespace if slash else DEFAULT_NAMESPACE
+        the_job, the_node = context.find(Job, path_ref("Job", where, name)), item
+    elif isinstance(item, Job) and node and not job:
+        the_job, the_node = item, context.find(Node, path_ref("Node", "", node))
+    else:
+        hint = "ask a node with job=NAME, or a job with node=NAME"
+        field = "job" if job else "node"
+        raise InvalidError([Problem(field, f"cannot be asked of a {item.kind}", hint=hint)])
+    findings = await context.applier.explain_pair(the_job, the_node)
+    return explain_pair(the_job, the_node, findings)
 
 
 def explanation_of(context: Context, item: Resource) -> Explanation:
@@ -314,7 +370,9 @@ def explanation_of(context: Context, item: Resource) -> Explanation:
             name = acceptance_name(item.spec.job, item.spec.job_uid, item.spec.slot)
             acceptance = cache.get(Ref("Acceptance", item.ref.namespace, name))
             return explain_execution(
-                item, acceptance if isinstance(acceptance, Acceptance) else None
+                item,
+                acceptance if isinstance(acceptance, Acceptance) else None,
+                _job_of(cache, item),
             )
         case Node():
             executions = cache.on_node(item.name, "Execution")
@@ -323,4 +381,25 @@ def explanation_of(context: Context, item: Resource) -> Explanation:
             return explain_publication(item)
         case Acceptance():
             return explain_acceptance(item)
+        case Manifest():
+            return explain_manifest(item)
+        case RetiredJob():
+            return explain_retired(item)
+        case Namespace():
+            jobs = [j for j in cache.list("Job", item.name) if isinstance(j, Job)]
+            open_ = [
+                e
+                for e in cache.list("Execution", item.name)
+                if isinstance(e, Execution) and not e.phase.is_final
+            ]
+            return explain_namespace(item, jobs, open_)
+        case Source():
+            return explain_source(item)
+        case Claim():
+            return explain_claim(item)
     raise not_found(item.ref)
+
+
+def _job_of(cache: Cache, execution: Execution) -> Job | None:
+    job = cache.get(Ref("Job", execution.ref.namespace, execution.spec.job))
+    return job if isinstance(job, Job) and job.metadata.uid == execution.spec.job_uid else None

@@ -4,7 +4,7 @@ when the process ends. The contract it shares with the JetStream store is in `st
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,7 +92,8 @@ class MemoryStore:
     """See `store.Store`.
 
     With `strict` every object is encoded and decoded on its way in, so that one that could not be
-    read back from a disk fails at once. `epoch` names this store in cursors.
+    read back from a disk fails at once. `epoch` names this store in cursors. It begins with
+    `objects`, at their own versions and without a history.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class MemoryStore:
         history_seconds: float = 30 * 86400,
         tombstone_seconds: float = 7 * 86400,
         strict: bool = False,
+        objects: Iterable[Resource] = (),
     ) -> None:
         self._clock = clock
         self._epoch = epoch
@@ -111,8 +113,8 @@ class MemoryStore:
         self._history_retention = timedelta(seconds=history_seconds)
         self._tombstone_seconds = tombstone_seconds
         self._strict = strict
-        self._revision = 0
-        self._objects: dict[Ref, Resource] = {}
+        self._objects: dict[Ref, Resource] = {item.ref: item for item in objects}
+        self._revision = max(map(_revision_of, self._objects.values()), default=0)
         self._history: dict[Ref, deque[HistoryEntry]] = {}
         self._tombstones: dict[Ref, tuple[int, float]] = {}  # revision, monotonic time
         self._forgotten = 0  # newest revision of a tombstone that was dropped
@@ -143,7 +145,7 @@ class MemoryStore:
         total = 0
         for write in writes:
             if isinstance(write, Put):
-                size = len(write.resource.encode())
+                size = self._size_of(write.resource)
                 check_size(write.resource, size, self._object_bytes_max)
                 total += size
         check_total_size(total)
@@ -220,6 +222,10 @@ class MemoryStore:
             mailbox.clear()
             mailbox.mark(Restarted(epoch))
             self._send_all(mailbox)
+
+    def _size_of(self, resource: Resource) -> int:
+        """Bytes of an object, for its limits."""
+        return len(resource.encode())
 
     def _next_revision(self) -> int:
         revision = self._revision + 1

@@ -10,14 +10,19 @@ import pytest
 from bacalhau.engines.logfile import LogReader
 from bacalhau_api.errors import TerminalError, TransientError
 from bacalhau_controllers.runner.ports import Engine, RunPhase, Workload
-from tests.support.engines import RIGS, Bench, Rig
+from tests.support.dockerd import Dockerd
+from tests.support.engines import RIGS, Bench, DockerRig, Rig
 
 SECONDS_MAX = 30.0
 
 
 @pytest.fixture(params=RIGS)
 def rig(request: pytest.FixtureRequest) -> Rig:
-    return RIGS[request.param]
+    rig = RIGS[request.param]
+    if isinstance(rig, DockerRig):
+        engine: Dockerd = request.getfixturevalue("dockerd")
+        rig.host = engine.host
+    return rig
 
 
 @pytest.fixture

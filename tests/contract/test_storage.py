@@ -5,7 +5,8 @@ import gzip
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from bacalhau.settings import AllowedPath
 from bacalhau.storages.inline import InlineStorage
 from bacalhau.storages.local import LocalStorage
 from bacalhau.storages.paths import PathRefusedError, PathRules, open_beneath
+from bacalhau.storages.pins import MemoryPins
+from bacalhau.storages.s3 import S3Storage
+from bacalhau.storages.url import UrlStorage
+from bacalhau.transfer.s3 import S3Access
 from bacalhau_api.errors import TerminalError
 from bacalhau_api.v1.job import InputSource, SpecConfig
 from bacalhau_controllers.runner.ports import Fetched, Storage
-
-
-def item(kind: str, **params: object) -> InputSource:
-    return InputSource(source=SpecConfig(type=kind, params=params), target="/inputs/x")
+from tests.support.inputs import LOOPBACK, MIB, USE, input_cache, item
+from tests.support.s3 import READER, S3Server
+from tests.support.web import File, web_site
 
 
 def data_url(data: bytes, kind: str = "text/plain") -> str:
@@ -48,18 +52,26 @@ def files(directory: Path) -> list[Path]:
 
 @dataclass
 class Rig:
-    """A storage, an input that it can bring, what is in it, and one that it must refuse."""
+    """A storage, an input that it can bring, what is in it, and one that it must refuse.
+
+    `name` is the path of the content within what is fetched; empty if that is the content.
+    """
 
     storage: Storage
     good: InputSource
     content: bytes
     refused: InputSource
+    name: str = ""
+
+    def read(self, fetched: Fetched) -> bytes:
+        return (fetched.source / self.name).read_bytes()
 
 
-def local_rig(place: Path) -> Rig:
+@asynccontextmanager
+async def local_rig(place: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     (place / "data").mkdir()
     (place / "data" / "file").write_bytes(b"content")
-    return Rig(
+    yield Rig(
         LocalStorage([AllowedPath(str(place / "data"))]),
         item("local", SourcePath=str(place / "data" / "file")),
         b"content",
@@ -67,8 +79,9 @@ def local_rig(place: Path) -> Rig:
     )
 
 
-def inline_rig(place: Path) -> Rig:
-    return Rig(
+@asynccontextmanager
+async def inline_rig(place: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    yield Rig(
         InlineStorage(),
         item("inline", URL=data_url(b"content")),
         b"content",
@@ -76,7 +89,42 @@ def inline_rig(place: Path) -> Rig:
     )
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"local": local_rig, "inline": inline_rig}
+@asynccontextmanager
+async def url_rig(place: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    with web_site() as site:
+        site.files["/a/file.csv"] = File(b"content", etag='"1"')
+        async with input_cache(place / "cache") as cache:
+            yield Rig(
+                UrlStorage(cache, LOOPBACK, size_bytes_max=MIB),
+                item("urlDownload", URL=site.url("/a/file.csv")),
+                b"content",
+                item("urlDownload", url="http://169.254.169.254/latest/meta-data"),
+                "file.csv",
+            )
+
+
+@asynccontextmanager
+async def s3_rig(place: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    server: S3Server = request.getfixturevalue("s3")
+    with pytest.MonkeyPatch.context() as patch:
+        server.put("a/file.csv", b"content")
+        patch.setenv("AWS_ACCESS_KEY_ID", READER[0])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
+        async with input_cache(place / "cache") as cache:
+            yield Rig(
+                S3Storage(cache, S3Access([server.url]), MemoryPins(), size_bytes_max=MIB),
+                item("s3", Bucket="data", Key="a/file.csv", endpoint=server.url),
+                b"content",
+                item("s3", bucket="data", key="a/file.csv", endpoint="http://127.0.0.1:1"),
+                "file.csv",
+            )
+
+
+RIGS: dict[str, Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
+    "local": local_rig,
+    "inline": inline_rig,
+    "urlDownload": url_rig,
+}
 
 
 @pytest.fixture
@@ -85,8 +133,9 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=RIGS)
-def rig(request: pytest.FixtureRequest, place: Path) -> Rig:
-    return RIGS[request.param](place)
+async def rig(request: pytest.FixtureRequest, place: Path) -> AsyncIterator[Rig]:
+    async with RIGS[request.param](place, request) as rig:
+        yield rig
 
 
 @pytest.fixture
@@ -101,23 +150,24 @@ async def test_storage_is_well(rig: Rig) -> None:
 
 async def test_good_input_is_admitted_and_fetched(rig: Rig, into: Path) -> None:
     assert await rig.storage.admit(rig.good.source) == ""
-    fetched = await rig.storage.fetch(rig.good, into)
-    assert fetched.source.read_bytes() == rig.content
+    fetched = await rig.storage.fetch(rig.good, into, USE)
+    assert rig.read(fetched) == rig.content
     assert fetched.source == fetched.source.resolve()
     assert fetched.read_only
     assert fetched.size_bytes == len(rig.content)
 
 
 async def test_fetch_may_be_repeated(rig: Rig, into: Path) -> None:
-    first = await rig.storage.fetch(rig.good, into)
-    assert await rig.storage.fetch(rig.good, into) == first
-    assert first.source.read_bytes() == rig.content
+    first = await rig.storage.fetch(rig.good, into, USE)
+    assert await rig.storage.fetch(rig.good, into, USE) == first
+    assert rig.read(first) == rig.content
+    assert rig.storage.progress(into) is None
 
 
 async def test_refusal_says_why_and_holds_for_fetching(rig: Rig, into: Path) -> None:
     assert await rig.storage.admit(rig.refused.source)
     with pytest.raises(TerminalError):
-        await rig.storage.fetch(rig.refused, into)
+        await rig.storage.fetch(rig.refused, into, USE)
     assert files(into) == []
 
 
@@ -139,14 +189,14 @@ async def refusal(storage: LocalStorage, into: Path, **params: object) -> str:
     """The reason why both admit and fetch refuse."""
     reason = await storage.admit(item("local", **params).source)
     with pytest.raises(PathRefusedError) as caught:
-        await storage.fetch(item("local", **params), into)
+        await storage.fetch(item("local", **params), into, USE)
     assert caught.value.message == reason
     return reason
 
 
 async def fetch(storage: LocalStorage, into: Path, **params: object) -> Fetched:
     assert await storage.admit(item("local", **params).source) == ""
-    return await storage.fetch(item("local", **params), into)
+    return await storage.fetch(item("local", **params), into, USE)
 
 
 async def test_nothing_is_copied(place: Path, into: Path) -> None:
@@ -240,7 +290,7 @@ async def test_ways_out_are_refused(place: Path, into: Path, path: str) -> None:
         if path.endswith("absent") and "createAs" in params:
             continue  # that one may be made
         with pytest.raises(TerminalError):
-            await storage.fetch(item("local", **given), into)
+            await storage.fetch(item("local", **given), into, USE)
     assert sorted(os.listdir(place / "secret")) == ["file"]
     assert not (place / "data" / "nowhere").exists()
 
@@ -270,7 +320,7 @@ async def test_directory_swapped_for_a_link_between_the_looks(place: Path, into:
     (place / "data" / "sub").rmdir()
     (place / "data" / "sub").symlink_to(place / "secret")
     with pytest.raises(PathRefusedError):
-        await storage.fetch(source, into)
+        await storage.fetch(source, into, USE)
 
 
 def test_opening_follows_no_link(place: Path) -> None:
@@ -335,7 +385,7 @@ async def test_only_files_and_directories(place: Path, into: Path) -> None:
     os.mkfifo(place / "data" / "pipe")
     storage = LocalStorage([AllowedPath(str(place / "data"))])
     with pytest.raises(PathRefusedError, match="neither a file nor a directory"):
-        await storage.fetch(item("local", sourcePath=str(place / "data" / "pipe")), into)
+        await storage.fetch(item("local", sourcePath=str(place / "data" / "pipe")), into, USE)
 
 
 # Inline data
@@ -356,7 +406,7 @@ async def test_only_files_and_directories(place: Path, into: Path) -> None:
 async def test_data_urls(into: Path, url: str, expected: bytes) -> None:
     storage = InlineStorage()
     assert await storage.admit(item("inline", url=url).source) == ""
-    fetched = await storage.fetch(item("inline", url=url), into)
+    fetched = await storage.fetch(item("inline", url=url), into, USE)
     assert fetched.source.read_bytes() == expected
 
 
@@ -376,12 +426,12 @@ async def test_wrong_data_urls(into: Path, url: str, words: str) -> None:
     storage = InlineStorage(size_bytes_max=1000)
     assert words in await storage.admit(item("inline", url=url).source)
     with pytest.raises(TerminalError, match=words):
-        await storage.fetch(item("inline", url=url), into)
+        await storage.fetch(item("inline", url=url), into, USE)
 
 
 async def test_archive_becomes_a_directory(into: Path) -> None:
     url = data_url(packed({"main.wasm": b"1", "sub/data": b"22"}), "application/gzip")
-    fetched = await InlineStorage().fetch(item("inline", url=url), into)
+    fetched = await InlineStorage().fetch(item("inline", url=url), into, USE)
     assert fetched.source.is_dir()
     assert fetched.size_bytes == 3
     assert (fetched.source / "sub" / "data").read_bytes() == b"22"
@@ -400,6 +450,6 @@ async def test_archive_becomes_a_directory(into: Path) -> None:
 async def test_hostile_archives(place: Path, into: Path, data: bytes, words: str) -> None:
     storage = InlineStorage(limits=ArchiveLimits(size_bytes_max=1000))
     with pytest.raises(TerminalError, match=words):
-        await storage.fetch(item("inline", url=data_url(data, "application/gzip")), into)
+        await storage.fetch(item("inline", url=data_url(data, "application/gzip")), into, USE)
     assert not (place / "escape").exists()
     assert files(into) == []

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from bacalhau.enrolment import Enrolment
 from bacalhau.server.access import Access
 from bacalhau.server.app import ApiApp, ApiServer, create_app
-from bacalhau.server.ports import LogStream, Services
+from bacalhau.server.ports import LogStream, Services, SignLink
 from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import NotFoundError, UnavailableError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.v1.execution import OutputFile
+from bacalhau_api.v1.job import SpecConfig
 from bacalhau_api.wire import LogChunk, LogPiece, OutputsPage
 from bacalhau_controllers.cache import Cache, Informer
 from bacalhau_controllers.memory import MemoryStore
@@ -134,6 +135,7 @@ class RunningServer:
         self.state: State
         self.app: ApiApp
         self.server: ApiServer
+        self.sign: SignLink | None = None
         self._access = access
         self._port = port
         self._loop = asyncio.new_event_loop()
@@ -144,6 +146,11 @@ class RunningServer:
         """Return once it listens."""
         self._thread.start()
         assert self._ready.wait(20), "the server did not start"
+
+    @property
+    def is_running(self) -> bool:
+        """False once it was stopped."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """Return once it has ended."""
@@ -160,6 +167,11 @@ class RunningServer:
         finally:
             self._loop.close()
 
+    async def _sign(self, location: SpecConfig, seconds: int) -> str:
+        if self.sign is None:
+            raise UnavailableError("this server signs no links")
+        return await self.sign(location, seconds)
+
     async def _main(self) -> None:
         clock, ids = SystemClock(), SystemIds()
         store, cache = MemoryStore(clock), Cache()
@@ -172,6 +184,7 @@ class RunningServer:
             ids=ids,
             version="0.1.0",
             gauges=lambda: {"work_queue_depth_job": 7.0},
+            sign=self._sign,
         )
         self.app = create_app(services, self._access)
         informer = asyncio.create_task(Informer(store, cache, clock).run())

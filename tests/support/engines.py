@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bacalhau.engines.docker import DockerEngine, DockerOptions
 from bacalhau.engines.noop import NoopEngine
 from bacalhau.engines.wasm import WasmEngine
 from bacalhau.engines.wasm.engine import WasmOptions
 from bacalhau.system import SystemClock
 from bacalhau_api.v1.job import Network, Resources
-from bacalhau_controllers.runner.ports import Engine, Mount, Workload
+from bacalhau_controllers.runner.ports import Engine, Leash, Mount, Workload
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
 
@@ -44,6 +45,7 @@ class Bench:
         network: Network | None = None,
         timeout_seconds: float | None = None,
         output_bytes_max: int = 64 * 1024 * 1024,
+        leash: Leash | None = None,
     ) -> Workload:
         """A workload with a directory for its files."""
         run = run or f"job-0123abcd-1-0-{next(self.numbers)}.0"
@@ -62,6 +64,7 @@ class Bench:
             log_index=directory / "log.idx",
             timeout_seconds=timeout_seconds,
             output_bytes_max=output_bytes_max,
+            leash=leash,
         )
 
     def wasm(
@@ -77,6 +80,17 @@ class Bench:
         entry = f"/wasm/{path.name}"
         given = {"entryModule": entry, "parameters": list(args)} | dict(params or {})
         return self.workload(given, mounts=(Mount(path, entry), *mounts), **options)  # type: ignore[arg-type]
+
+    def docker(
+        self,
+        script: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        **options: object,
+    ) -> Workload:
+        """A workload of the docker engine: a shell script in the busybox image."""
+        given = {"image": "test/busybox:1", "entrypoint": ["/bin/sh", "-c"], "parameters": [script]}
+        return self.workload(given | dict(params or {}), **options)  # type: ignore[arg-type]
 
 
 class NoopRig:
@@ -128,5 +142,32 @@ class WasmRig:
         return bench.workload({"entryModule": "/nowhere.wasm"})
 
 
-Rig = NoopRig | WasmRig
-RIGS: dict[str, Rig] = {"noop": NoopRig(), "wasm": WasmRig()}
+class DockerRig:
+    """The docker engine in the contract's terms. `host` is that of a Docker Engine for tests."""
+
+    host = ""
+
+    def engine(self, bench: Bench) -> Engine:
+        """A new engine over the bench's state, as after a restart of the agent."""
+        return DockerEngine(bench.state, SystemClock(), options=DockerOptions(host=self.host))
+
+    def quick(self, bench: Bench, *, exit_code: int = 0, **options: object) -> Workload:
+        """Prints `hello` to stdout and ends."""
+        return bench.docker(f"echo hello; exit {exit_code}", **options)  # type: ignore[arg-type]
+
+    def endless(self, bench: Bench, **options: object) -> Workload:
+        """Runs for longer than any test."""
+        return bench.docker("sleep 3600", **options)  # type: ignore[arg-type]
+
+    def flood(self, bench: Bench, **options: object) -> Workload:
+        """Writes 1 MB."""
+        script = "head -c 1000000 /dev/zero | tr '\\0' x; sleep 3600"
+        return bench.docker(script, **options)  # type: ignore[arg-type]
+
+    def wrong(self, bench: Bench) -> Workload:
+        """Has parameters that cannot be right."""
+        return bench.workload({"image": "test/busybox:1", "workingDirectory": "not/absolute"})
+
+
+Rig = NoopRig | WasmRig | DockerRig
+RIGS: dict[str, Rig] = {"noop": NoopRig(), "wasm": WasmRig(), "docker": DockerRig()}

@@ -9,7 +9,11 @@ from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.meta import Resource
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication
 from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.manifest import Manifest, ManifestPart
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
+from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_api.v1.source import Claim, Source
 from bacalhau_api.v1.token import JoinToken
 
 KINDS: Final[dict[str, type[Resource]]] = {
@@ -19,6 +23,12 @@ KINDS: Final[dict[str, type[Resource]]] = {
     "Publication": Publication,
     "Acceptance": Acceptance,
     "JoinToken": JoinToken,
+    "Manifest": Manifest,
+    "ManifestPart": ManifestPart,
+    "Namespace": Namespace,
+    "RetiredJob": RetiredJob,
+    "Source": Source,
+    "Claim": Claim,
 }
 
 
@@ -59,10 +69,16 @@ def _parsed_kind(data: bytes) -> object:
 __all__ = [
     "KINDS",
     "Acceptance",
+    "Claim",
     "Execution",
     "Job",
     "JoinToken",
+    "Manifest",
+    "ManifestPart",
+    "Namespace",
     "Node",
     "Publication",
+    "RetiredJob",
+    "Source",
     "decode_resource",
 ]

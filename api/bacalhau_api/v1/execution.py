@@ -65,6 +65,10 @@ class ExecutionSpec(Model):
     partition_count: int = 1
     node: str
     task: Task
+    pins: dict[str, str] = Field(
+        default_factory=dict,
+        description="What an earlier attempt of this generation resolved references to.",
+    )
     retry: RetryPolicy = RetryPolicy()
     restart: RestartPolicy = RestartPolicy()
     local_deadline_seconds: int | None = Field(
@@ -106,6 +110,10 @@ class Report(Model):
     message: str = ""
     is_system_fault: bool = Field(default=False, description="Not charged to the user's budget.")
     exit_code: int | None = None
+    pins: dict[str, str] = Field(
+        default_factory=dict,
+        description="What references of the engine's params were resolved to: `image`.",
+    )
     prepared_at: Timestamp | None = None
     started_at: Timestamp | None = None
     finished_at: Timestamp | None = None

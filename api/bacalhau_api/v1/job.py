@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from bacalhau_api.base import Model, Timestamp
 from bacalhau_api.meta import Condition, ObjectMeta, Resource, Waiting
@@ -185,6 +186,11 @@ class JobSpec(Model):
     disconnect: DisconnectPolicy = DisconnectPolicy()
     update: UpdateStrategy = UpdateStrategy()
     suspend: bool = False
+    on_change: Literal["rerun", "ignore", "manual"] = Field(
+        default="rerun",
+        description="batch and ops: what an edit that affects execution does. `manual` keeps it "
+        "until `rerun`, `ignore` drops it; a changed runNonce always runs.",
+    )
     run_nonce: str = Field(default="", description="Change it to run an unchanged job again.")
     rerun_nonce: str = Field(
         default="", description="As runNonce, but set by `rerun`, so that applying a file keeps it."
@@ -202,8 +208,20 @@ class JobSpec(Model):
 # What can change without running anything again: who goes first, what to do about failures and
 # lost nodes, and whether the job is held or stopped.
 _NOT_PART_OF_A_RUN = {
-    "priority", "suspend", "stop_generation", "retry", "disconnect", "update", "meta",
+    "priority", "suspend", "stop_generation", "retry", "disconnect", "update", "meta", "on_change",
 }  # fmt: skip
+
+
+def without_run(spec: JobSpec) -> dict[str, Any]:
+    """The fields (by Python name) of a spec that can change without running anything again."""
+    skip = _NOT_PART_OF_A_RUN | ({"count"} if spec.type is JobType.SERVICE else set())
+    return {name: getattr(spec, name) for name in sorted(skip)}
+
+
+def is_part_of_run(field: str, type: JobType) -> bool:
+    """Whether a field of a spec (by wire name, such as `tasks`) affects execution."""
+    names = {to_camel(name) for name in _NOT_PART_OF_A_RUN}
+    return field not in names and not (field == "count" and type is JobType.SERVICE)
 
 
 def run_hash(spec: JobSpec) -> str:
@@ -277,6 +295,10 @@ class JobStatus(Model):
     slots: SlotCounts = SlotCounts()
     ops_nodes: tuple[str, ...] | None = Field(
         default=None, description="ops: the nodes that matched when this generation was placed."
+    )
+    pins: dict[str, str] = Field(
+        default_factory=dict,
+        description="What the engine's references (`image`) mean in this generation.",
     )
     verdicts: tuple[Verdict, ...] = Field(default=(), description="Bounded to the newest few.")
     waiting: Waiting | None = None

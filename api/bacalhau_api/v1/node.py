@@ -2,13 +2,22 @@
 the rest the node reconciler's."""
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
 from bacalhau_api.base import Model, Timestamp
 from bacalhau_api.meta import Condition, Contact, ObjectMeta, Resource, Waiting
 from bacalhau_api.v1.job import Resources
+
+LEDGER_FULL: Final = "LedgerFull"
+"""Condition: the node's ledger cannot be written (full or read-only disk)."""
+
+NOT_INSTALLED: Final = "not installed"
+"""How the reason of a capability begins that was never there, so that nothing is wrong with it."""
+
+OUTBOX_FULL: Final = "OutboxFull"
+"""Condition: too much on the node waits to be handed over."""
 
 
 class Membership(StrEnum):
@@ -44,6 +53,9 @@ class Capability(Model):
     available: bool = True
     reason: str = ""
     version: str = ""
+    missing: tuple[str, ...] = Field(
+        default=(), description="What of it cannot be used on this node, each with the reason."
+    )
 
 
 class NodeInfo(Model):
@@ -59,6 +71,9 @@ class NodeInfo(Model):
         default=(), description="Allow-listed local path patterns, with `:ro` or `:rw`."
     )
     executions_max: int = 256
+    conditions: tuple[Condition, ...] = Field(
+        default=(), description="What is wrong with the node by its own word, while it is."
+    )
 
 
 class NodeStatus(Model):

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bacalhau_api.meta import Condition, Contact, Waiting, set_condition
-from bacalhau_api.v1.node import Membership, Node, NodeInfo, NodeStatus
+from bacalhau_api.v1.node import (
+    LEDGER_FULL,
+    NOT_INSTALLED,
+    OUTBOX_FULL,
+    Membership,
+    Node,
+    NodeInfo,
+    NodeStatus,
+)
 from bacalhau_controllers.node.presence import Sighting, Silence
 
 READY = "Ready"
@@ -122,9 +130,22 @@ def _conditions(node: Node, view: View, now: datetime) -> tuple[Condition, ...]:
     fault = _engine_fault(node.status.info, now)
     if fault.status or any(c.type == ENGINE_FAULT for c in conditions):
         found.append(fault)
+    found += _own_words(node, now)
     for condition in found:
         conditions = set_condition(conditions, condition)
     return conditions
+
+
+def _own_words(node: Node, now: datetime) -> list[Condition]:
+    """What the node says is wrong with it, and what it said before and does no more."""
+    told = list(node.status.info.conditions)
+    types = {condition.type for condition in told}
+    passed = [
+        held.but(status=False, reason="Passed", message="", last_transition_time=now)
+        for held in node.status.conditions
+        if held.type in (LEDGER_FULL, OUTBOX_FULL) and held.type not in types
+    ]
+    return told + passed
 
 
 def _ready(node: Node, now: datetime) -> Condition:
@@ -159,7 +180,11 @@ def _drained(executions_open: int, now: datetime) -> Condition:
 
 def _engine_fault(info: NodeInfo, now: datetime) -> Condition:
     """The node's own word on its engines."""
-    faults = [f"{e.name}: {e.reason or 'unavailable'}" for e in info.engines if not e.available]
+    faults = [
+        f"{e.name}: {e.reason or 'unavailable'}"
+        for e in info.engines
+        if not e.available and not e.reason.startswith(NOT_INSTALLED)
+    ]
     return Condition(
         type=ENGINE_FAULT,
         status=bool(faults),

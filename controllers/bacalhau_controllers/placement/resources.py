@@ -69,14 +69,16 @@ def fitting(dimension: int, asked: Amounts, free: Amounts, capacity: Amounts) ->
     name = DIMENSIONS[dimension]
     need, have, total = asked[dimension], free[dimension], capacity[dimension]
     if not need or need <= have:
-        left = "enough" if total >= UNLIMITED else f"{_text(name, have)} of {_text(name, total)}"
+        left = (
+            "enough" if total >= UNLIMITED else f"{text_of(name, have)} of {text_of(name, total)}"
+        )
         return Finding(True, f"has {left} {_WORD[name]} free")
-    wanted, of = _text(name, need), _text(name, total)
-    message = f"has {_text(name, max(have, 0))} of {of} {_WORD[name]} free, {wanted} asked for"
+    wanted, of = text_of(name, need), text_of(name, total)
+    message = f"has {text_of(name, max(have, 0))} of {of} {_WORD[name]} free, {wanted} asked for"
     if need > total:
         remedy = f"ask for at most {of} {_WORD[name]}, or give {{node}} more"
     else:
-        missing = _text(name, need - max(have, 0))
+        missing = text_of(name, need - max(have, 0))
         remedy = f"free {missing} {_WORD[name]} on {{node}}, or ask for that much less"
     if name == "Executions":
         remedy = "end an execution on {node}, or raise its executions_max"
@@ -92,7 +94,8 @@ _WORD: Final = {
 }
 
 
-def _text(name: str, amount: int) -> str:
+def text_of(name: str, amount: int) -> str:
+    """An amount of one dimension, for people."""
     if name == "Cpu":
         return quantity.format_cpu(amount)
     if name not in ("Memory", "Disk"):

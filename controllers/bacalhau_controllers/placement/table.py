@@ -93,6 +93,8 @@ class NodeTable:
         self._reservations: dict[Key, Reservation] = {}
         self._on_node: dict[str, dict[Key, Reservation]] = {}
         self._of_job: dict[str, dict[str, int]] = {}
+        # What the executions of each namespace take together.
+        self._in_namespace: dict[str, list[int]] = {}
         self._trouble: dict[str, _Trouble] = {}
         self._trouble_seen = 0.0
         self._improved: dict[str, None] = {}
@@ -130,6 +132,11 @@ class NodeTable:
     def of_job(self, job_uid: str) -> dict[str, int]:
         """How many reservations a job has on each node. Not to be changed by the caller."""
         return self._of_job.get(job_uid, {})
+
+    def used_in(self, namespace: str) -> Amounts:
+        """What all executions of a namespace take together."""
+        sums = self._in_namespace.get(namespace)
+        return Amounts(*sums) if sums else Amounts(0, 0, 0, 0, 0)
 
     def capacity_part(self, row: int) -> float:
         """The part of a node's score that comes from free room."""
@@ -230,6 +237,7 @@ class NodeTable:
         counts = self._of_job.setdefault(made.job_uid, {})
         counts[made.node] = counts.get(made.node, 0) + 1
         self._take(made, -1)
+        self._sum(key, made, 1)
 
     def _remove(self, key: Key, made: Reservation) -> None:
         del self._reservations[key]
@@ -239,6 +247,14 @@ class NodeTable:
         if not counts[made.node]:
             _drop(self._of_job, made.job_uid, made.node)
         self._take(made, 1)
+        self._sum(key, made, -1)
+
+    def _sum(self, key: Key, made: Reservation, sign: int) -> None:
+        sums = self._in_namespace.setdefault(key[0], [0] * len(DIMENSIONS))
+        for dimension, amount in enumerate(made.amounts):
+            sums[dimension] += sign * amount
+        if not any(sums):
+            del self._in_namespace[key[0]]
 
     def _take(self, made: Reservation, sign: int) -> None:
         row = self._rows.get(made.node)

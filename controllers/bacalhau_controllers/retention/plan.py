@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.retired import RetiredJob
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionSettings:
     """How long finished jobs are kept. `finished_max` counts them per namespace; beyond it the
-    oldest go first. `deletions_max` bounds one pass."""
+    oldest go first. `deletions_max` bounds one pass. `retired_*` are about what stays of them: for
+    so long an unchanged file does not run again."""
 
     finished_seconds: float = 7 * 86400.0
     finished_max: int = 10_000
     deletions_max: int = 200
+    retired_seconds: float = 400 * 86400.0
+    retired_max: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,21 @@ def plan(
             break
     cut = expired[: settings.deletions_max]
     return RetentionPlan(tuple(cut), has_more=len(cut) < len(expired))
+
+
+def forgotten(
+    retired: Iterable[RetiredJob], settings: RetentionSettings, now: datetime
+) -> tuple[RetiredJob, ...]:
+    """Of what stays of the jobs of one namespace, that which has stayed for long enough."""
+    found = sorted(retired, key=lambda item: (item.spec.retired_at, item.name))
+    surplus = max(0, len(found) - settings.retired_max)
+    oldest_kept = now - timedelta(seconds=settings.retired_seconds)
+    gone = [
+        item
+        for place, item in enumerate(found)
+        if place < surplus or item.spec.retired_at <= oldest_kept
+    ]
+    return tuple(gone[: settings.deletions_max])
 
 
 def _ended(job: Job) -> datetime | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from bacalhau_api.admission import Admitted, admit_job, rerun, stop
+from bacalhau_api.admission import Admitted, admit_job, rerun, retire, stop
 from bacalhau_api.errors import ConflictError, InvalidError, NotFoundError
 from bacalhau_api.flatjob import from_job
 from bacalhau_api.jobfile import parse_manifests
@@ -26,6 +26,7 @@ from bacalhau_api.v1.job import (
     SpecConfig,
     Task,
 )
+from bacalhau_api.v1.namespace import Namespace, NamespaceDefaults, NamespaceSpec
 from tests.support.jobs import jobs
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -68,8 +69,37 @@ def test_resources_that_are_not_asked_for_get_the_defaults() -> None:
     assert stored(given_resources).spec.task.resources == Resources(
         cpu_millis=100, memory_bytes=512_000_000, gpu=2
     )
-    own = admit_job(None, job(), now=NOW, uid="u", defaults=Resources(disk_bytes=5))
-    assert own.job.spec.task.resources == Resources(disk_bytes=5)
+
+
+def namespace(**resources: int) -> Namespace:
+    """A namespace with defaults."""
+    defaults = NamespaceDefaults(resources=Resources(**resources))
+    return Namespace(metadata=ObjectMeta(name="default"), spec=NamespaceSpec(defaults=defaults))
+
+
+def test_a_namespace_has_defaults_of_its_own() -> None:
+    own = admit_job(None, job(), now=NOW, uid="u", namespace=namespace(cpu_millis=2000))
+    assert own.job.spec.task.resources == Resources(cpu_millis=2000, memory_bytes=512_000_000)
+
+
+def test_a_change_of_defaults_runs_nothing_again() -> None:
+    for before, after in ((2000, 4000), (2000, 0), (0, 2000)):
+        had = namespace(cpu_millis=before) if before else None
+        has = namespace(cpu_millis=after) if after else None
+        old = admit_job(None, job(), now=NOW, uid="u", namespace=had).job
+        assert admit_job(old, job(), now=LATER, uid="", namespace=has).outcome == "unchanged"
+        retired_record = retire(old, LATER)
+        again = admit_job(None, job(), now=LATER, uid="v", namespace=has, retired=retired_record)
+        assert again.held == "retired"
+
+
+def test_what_was_asked_for_and_is_no_longer_gets_the_default() -> None:
+    task = job().spec.task.but(resources=Resources(cpu_millis=100))
+    asked = job().but(spec=job().spec.but(tasks=(task,)))
+    old = admit_job(None, asked, now=NOW, uid="u").job
+    new = admit_job(old, job(), now=LATER, uid="", namespace=namespace(cpu_millis=2000))
+    assert new.job.spec.task.resources.cpu_millis == 2000
+    assert new.job.metadata.generation == 2
 
 
 def test_what_is_stored_is_canonical() -> None:

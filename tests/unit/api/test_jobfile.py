@@ -436,7 +436,7 @@ def test_problems_are_bounded() -> None:
         ("apiVersion: bacalhau.org/v1\nkind: ''\nmetadata: {name: a}", "kind", "must be text", "write kind: Job"),
         ("apiVersion: [x]\nkind: Node\nmetadata: {name: a}", "apiVersion", "must be bacalhau.org/v1", ""),
         ("apiVersion: bacalhau.org/v1\nkind: Jbo", "kind", "is not a kind", "did you mean Job?"),
-        ("apiVersion: bacalhau.org/v1\nkind: Execution", "kind", "written by controllers", "use one of Job, Node"),
+        ("apiVersion: bacalhau.org/v1\nkind: Execution", "kind", "written by controllers", "use one of Job, Namespace, Node"),
         ("apiVersion: bacalhau.org/v1\nkind: Job\nmetadata: {name: a}\nSpec: {}", "Spec", "not a known field", "did you mean spec?"),
         ("apiVersion: bacalhau.org/v1\nkind: Job\nmetadata: {name: a}\nspec: {type: ops}", "spec.tasks", "is missing", ""),
         ("apiVersion: bacalhau.org/v1\nkind: Job\nmetadata: a\nspec: 5", "metadata", "must be a mapping", ""),

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from bacalhau_api.v1.job import DisconnectPolicy, JobType
-from bacalhau_controllers.disconnect import effective_disconnect
+from bacalhau_controllers.disconnect import describe_disconnect, effective_disconnect
 from tests.support.samples import job_spec
 
 
@@ -57,3 +57,44 @@ def test_words_of_the_user(
 def test_local_inputs_do_not_overrule_the_user() -> None:
     spec = job_spec(sources=("local",), disconnect=DisconnectPolicy(action="replace"))
     assert effective_disconnect(spec).action == "replace"
+
+
+@pytest.mark.parametrize(
+    ("type", "policy", "words"),
+    [
+        (
+            JobType.BATCH,
+            DisconnectPolicy(),
+            (
+                "replace after 30 min: a new attempt begins elsewhere; the first result wins "
+                "(the default for batch jobs)"
+            ),
+        ),
+        (
+            JobType.SERVICE,
+            DisconnectPolicy(after_seconds=90, reconcile="keepOriginal"),
+            (
+                "replace after 90 s: a new attempt begins elsewhere; the original wins if it comes back "
+                "(the default for service jobs)"
+            ),
+        ),
+        (
+            JobType.BATCH,
+            DisconnectPolicy(action="stop", after_seconds=7200),
+            (
+                "stop after 2 h: the node ends the work by its own clock, and only then is it begun "
+                "anew, so that two never run at once (set by spec.disconnect.action)"
+            ),
+        ),
+        (
+            JobType.OPS,
+            DisconnectPolicy(action="replace"),
+            (
+                "hold: the work is kept for its node, and what it finished counts (each slot of an ops "
+                "or daemon job is one node, so nothing can replace it elsewhere)"
+            ),
+        ),
+    ],
+)
+def test_says_what_applies_and_why(type: JobType, policy: DisconnectPolicy, words: str) -> None:
+    assert describe_disconnect(job_spec(type, disconnect=policy, sources=())) == words

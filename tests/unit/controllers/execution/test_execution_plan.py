@@ -12,7 +12,13 @@ from bacalhau_api.v1.job import DisconnectPolicy, Job, JobType
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_controllers.contact import Age
 from bacalhau_controllers.disconnect import effective_disconnect
-from bacalhau_controllers.execution.plan import ExecutionPlan, View, contact_for, plan
+from bacalhau_controllers.execution.plan import (
+    ExecutionPlan,
+    View,
+    contact_for,
+    plan,
+    strict_seconds,
+)
 from bacalhau_controllers.node.presence import Silence
 from tests.support.samples import at, execution, job, job_spec, node, report
 
@@ -147,7 +153,7 @@ def test_lost_stays_lost_while_the_node_is_silent_whatever_the_policy_becomes() 
 def test_stop_waits_for_the_nodes_own_clock() -> None:
     of = policy_job("stop", 60)
     made = running(of, local_deadline_seconds=90)
-    for silence, contact in ((149, GONE), (150, Contact.LOST)):
+    for silence, contact in ((152, GONE), (153, Contact.LOST)):  # 90 s, clocks, margin
         got, _ = step(made, of, node(contact=GONE), silence, silence=silent(silence))
         assert got.status.contact is contact
 
@@ -162,7 +168,7 @@ def test_stop_does_not_trust_the_wall_clock() -> None:
     assert jumped.status.contact is GONE
     restarted, todo = step(made, of, node(contact=GONE), 1e6, silence=silent(5, whole=False))
     assert restarted.status.contact is GONE
-    assert todo.requeue_after == 60 + 60 - 5
+    assert todo.requeue_after == strict_seconds(60) - 5
 
 
 def test_stop_that_came_too_late_for_the_node_never_replaces() -> None:
@@ -208,8 +214,8 @@ def test_even_a_removed_node_keeps_the_promise_of_stop() -> None:
     assert early.status.contact is GONE
     assert early.status.waiting
     assert early.status.waiting.what == "LocalStop"
-    assert todo.requeue_after == 115
-    late, _ = step(early, of, None, 120, silence=silent(120))
+    assert todo.requeue_after == strict_seconds(60) - 5
+    late, _ = step(early, of, None, 122, silence=silent(122))
     assert late.status.contact is Contact.LOST
 
 

@@ -106,9 +106,9 @@ def test_a_commit_in_doubt_keeps_its_places_until_it_is_known(small: Small, is_d
     small.reconcile("other")
     assert not small.cache.list("Execution")
     if is_done:
-        # The cache does not know yet: creating it again is refused, and nothing is lost.
+        # The cache did not know yet: the store was asked, and nothing is made twice.
         (again,) = small.reconcile("j")
-        assert isinstance(again, ConflictError)
+        assert not isinstance(again, Exception)
         listing = small.loop.run_until_complete(small.store.list("Execution"))
         assert len(listing.items) == 1
     else:
@@ -196,3 +196,15 @@ def test_execution_events_wake_their_job() -> None:
         assert made.job("j").status.phase is JobPhase.COMPLETED
         assert made.reconciler.is_settled(made.job("j"))
         assert not made.reconciler.is_settled(execution)
+
+
+def test_a_commit_that_was_given_up_cannot_land_any_more(small: Small) -> None:
+    """A lost answer does not say that nothing will happen: the write may still be under way, and
+    land when its places were given to others."""
+    small.put(make_node("a", cpu=100), stored_job("j"))
+    small.state.failures = [OutcomeUnknownError("no answer"), None, OutcomeUnknownError("again")]
+    small.reconcile("j")
+    (late,) = small.state.commits
+    small.reconcile("j")
+    with pytest.raises(ConflictError):
+        small.loop.run_until_complete(small.store.commit(late, Why("test", "Late")))

@@ -815,6 +815,26 @@ def test_late_success_counts_if_the_replacement_fails(w: World) -> None:
     assert w.job("j").status.phase is JobPhase.COMPLETED
 
 
+def test_replacement_goes_on_if_the_original_ended_while_it_was_away(w: World) -> None:
+    """What is stored of it when its node comes back is old: it may have failed long since."""
+    with_nodes(w, "a", "b")
+    w.default = run_on
+    disconnect = DisconnectPolicy(action="replace", reconcile="keepOriginal")
+    w.submit("j", make_spec(disconnect=disconnect))
+    w.settle()
+    (first,) = w.executions("j")
+    w.silence(first.spec.node)
+    w.lose(first.spec.node)
+    w.settle()
+    w.hear(first.spec.node)
+    w.settle()
+    w.behave(fail(1), attempt=0)
+    w.settle(seconds=w.settings.return_seconds + 1)
+    first, second = w.executions("j")
+    assert (first.phase, second.phase) == (Phase.FAILED, Phase.RUNNING)
+    assert not second.spec.superseded
+
+
 def test_original_that_returns_wins_where_it_is_to_be_kept(w: World) -> None:
     with_nodes(w, "a", "b")
     w.default = run_on
@@ -827,6 +847,9 @@ def test_original_that_returns_wins_where_it_is_to_be_kept(w: World) -> None:
     w.settle()
     w.hear(first.spec.node)
     w.settle()
+    first, second = w.executions("j")
+    assert second.spec.desired is Desired.RUN, "the original may be about to tell that it ended"
+    w.settle(seconds=w.settings.return_seconds + 1)
     first, second = w.executions("j")
     assert (first.phase, second.phase) == (Phase.RUNNING, Phase.STOPPED)
     assert second.spec.superseded
@@ -1073,3 +1096,26 @@ def test_a_large_job_is_placed_in_bounded_commits(w: World) -> None:
     w.delete("j")
     w.settle()
     assert not w.bench.cache.list("Execution")
+
+
+@pytest.mark.parametrize(("after", "told"), [(1, 15), (15, 15), (16, 16), (None, 1800)])
+def test_node_is_told_when_to_stop_but_not_before_it_can_know(
+    w: World, after: int | None, told: int
+) -> None:
+    """A limit shorter than the time between two signs of life would stop nodes in contact."""
+    with_nodes(w, "a")
+    w.default = run_on
+    policy = DisconnectPolicy(action="stop", after_seconds=after)
+    w.submit("j", make_spec(disconnect=policy))
+    w.settle()
+    (made,) = w.executions("j")
+    assert w.settings.stop_seconds_min == 15
+    assert made.spec.local_deadline_seconds == told
+
+
+def test_node_is_told_nothing_under_other_policies(w: World) -> None:
+    with_nodes(w, "a")
+    w.default = run_on
+    w.submit("j", make_spec(disconnect=DisconnectPolicy(action="replace", after_seconds=60)))
+    w.settle()
+    assert w.executions("j")[0].spec.local_deadline_seconds is None
