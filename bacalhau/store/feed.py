@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from bacalhau.nats.transport import Message, Subscription
@@ -35,10 +36,11 @@ class FeedLostError(TransientError):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message as a consumer delivers it."""
+    """One message as a consumer delivers it. `stored_at` is by the server's clock."""
 
     subject: str
     sequence: int
+    stored_at: datetime
     data: bytes
     headers: Mapping[str, str] | None
 
@@ -131,11 +133,14 @@ class Feed:
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<delivered>.<time>.<pending>, or with
         # two more tokens (domain, account) before the stream.
         at = 5 if len(tokens) == 9 else 7
-        if len(tokens) <= at + 1 or int(tokens[at + 1]) != self._delivered + 1:
+        if len(tokens) <= at + 2 or int(tokens[at + 1]) != self._delivered + 1:
             self._set_lost("a gap")
             return
         self._delivered += 1
-        self._buffer.append(Delivery(message.subject, int(tokens[at]), message.data, headers))
+        stored_at = datetime.fromtimestamp(int(tokens[at + 2]) / 1e9, UTC)
+        self._buffer.append(
+            Delivery(message.subject, int(tokens[at]), stored_at, message.data, headers)
+        )
         self._buffered_bytes += len(message.data)
         self._filled.set()
 

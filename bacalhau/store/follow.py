@@ -10,7 +10,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, Self
 
 from bacalhau.store.feed import Delivery, Feed, FeedLostError
@@ -47,6 +47,7 @@ class Follow(AsyncIterator[Item]):
         self._tombstones = timedelta(seconds=tombstone_seconds)
         self._epoch: str | None = None
         self._position = 0
+        self._position_time: datetime | None = None
         self._target: int | None = None
         self._ready: deque[Item] = deque()
         self._feed: Feed | None = None
@@ -123,6 +124,7 @@ class Follow(AsyncIterator[Item]):
     def _start_list(self, info: StreamInfo, target: int) -> None:
         self._epoch = info.created
         self._position = 0
+        self._position_time = None
         self._target = target
         self.floor = info.sequence_last
         self.is_listing = True
@@ -132,24 +134,29 @@ class Follow(AsyncIterator[Item]):
 
         A stream of the same name that is another one, or shorter, delivers nothing without any
         error. Tombstones that expired are gone without a trace, so the position must not be older
-        than they are kept; of its age we know only which messages are younger.
+        than they are kept. When its message was stored is known if it came here; else of its age we
+        know only which messages are younger.
         """
         if info.created != self._epoch or self._position > info.sequence_last:
             return False
         if self._position >= target:
             return True
+        stored_at = self._position_time
+        if stored_at is not None and info.now - stored_at < self._tombstones:
+            return True
         oldest = await self._stream.first_since(info.now - self._tombstones, self._subjects)
         return oldest is not None and self._position >= oldest.sequence - 1
 
     async def _check_synced(self) -> None:
-        if isinstance(self._ready[-1] if self._ready else None, Delivery):
-            self._position = self._ready[-1].sequence  # type: ignore[union-attr]
+        newest = self._ready[-1] if self._ready else None
+        if isinstance(newest, Delivery):
+            self._position, self._position_time = newest.sequence, newest.stored_at
         if self._target is None:
             return
         if self._position < self._target:
             if not self._ready:  # silence: the message waited for may have expired
-                newest = await self._stream.last(self._subjects)
-                self._target = newest.sequence if newest else 0
+                stored = await self._stream.last(self._subjects)
+                self._target = stored.sequence if stored else 0
             return
         # The one that completes the list may not be the last that came with it.
         self._target = None
