@@ -399,8 +399,7 @@ class Connection:
                 except (NatsError, OSError, TimeoutError, TransientError, InvalidError) as error:
                     # nats-py says "no servers", and keeps to itself what is wrong with the one.
                     cause = self._client.last_error if self._client else None
-                    self._last_error = cause if isinstance(error, NoServersError) else None
-                    self._last_error = self._last_error or error
+                    self._note(cause if cause and isinstance(error, NoServersError) else error)
                 finally:
                     await self._hang_up()
                 seconds = pause * random.uniform(0.5, 1.0)
@@ -478,8 +477,15 @@ class Connection:
             if socket is not None:
                 socket.close()
 
-    async def _note_error(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
+        # A server that refuses us says why and hangs up, and the one may overtake the other: a
+        # reset says less than the answer to an earlier try.
+        if isinstance(error, ConnectionResetError) and isinstance(self._last_error, NatsError):
+            return
         self._last_error = error
+
+    async def _note_error(self, error: Exception) -> None:
+        self._note(error)
         logger.debug("NATS client reported an error", extra={"error": repr(error)})
 
     async def _received_reply(self, message: Msg) -> None:

@@ -1,10 +1,16 @@
-"""The quick parser of headers says the same as the client's own."""
+"""The quick parser of headers says the same as the client's own. And why there is no connection."""
 
+import asyncio
+import socket
+import struct
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from bacalhau.nats.connection import _Client
+from bacalhau.nats.connection import Connection, _Client
+from bacalhau_api.errors import UnavailableError
 
 NAMES = st.text("abcXYZ-", min_size=1, max_size=12)
 VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20)
@@ -27,3 +33,35 @@ def test_odd_blocks() -> None:
         assert _Client._parse_header_lines(raw) == {
             name: value for name, value in Client._parse_header_lines(raw).items() if name
         }
+
+
+async def test_a_reset_does_not_hide_the_refusal_before_it() -> None:
+    """A server that refuses somebody answers and hangs up; now and then only the end is heard."""
+    calls = 0
+    both = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        writer.write(b'INFO {"server_id":"x","version":"2.14.0","max_payload":1048576}\r\n')
+        if calls == 1:
+            await reader.readuntil(b"PING")
+            writer.write(b"-ERR 'Authorization Violation'\r\n")
+            await writer.drain()
+        else:
+            await reader.readuntil(b"CONNECT")
+            linger = struct.pack("ii", 1, 0)  # close with a reset
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+        if calls == 3:  # the second is over, and noted
+            both.set()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        connection = Connection(f"nats://127.0.0.1:{port}")
+        await connection.open(timeout=None)
+        async with asyncio.timeout(20):
+            await both.wait()
+        with pytest.raises(UnavailableError, match="Authorization"):
+            await connection.wait_connected(0.01)
+        await connection.close()
