@@ -57,12 +57,18 @@ class Feed:
         self._buffer: list[Delivery] = []
         self._buffered_bytes = 0
         self._delivered = 0
+        self._pending: int | None = None
         self._owed = ""  # a flow control request that is to be answered when there is room
         self._heard = time.monotonic()
         self._filled = asyncio.Event()
         self._lost = ""
         self._subscription: Subscription | None = None
         self._unlisten = self._transport.listen(self._connection_changed)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all that was there at some moment since the feed was opened has been read."""
+        return self._pending == 0 and not self._buffer
 
     async def open(self) -> None:
         """Create the consumer. Raises UnavailableError, FeedLostError, StreamError."""
@@ -83,10 +89,13 @@ class Feed:
             "num_replicas": 1,
             **self._policy,
         }
-        await self._stream.api(
+        made = await self._stream.api(
             f"$JS.API.CONSUMER.CREATE.{self._stream.name}.{self._name}.{self._subjects}",
             {"stream_name": self._stream.name, "config": config, "action": "create"},
         )
+        # Once something was delivered, it says itself how much there is to come.
+        if not self._delivered and not made["delivered"]["consumer_seq"]:
+            self._pending = made["num_pending"]
         self._heard = time.monotonic()
 
     async def close(self) -> None:
@@ -107,13 +116,14 @@ class Feed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
                     await self._filled.wait()
-        self._filled.clear()
-        buffer, self._buffer = self._buffer, []
-        self._buffered_bytes = 0
         if self._owed:
             owed, self._owed = self._owed, ""
             with contextlib.suppress(UnavailableError):
                 await self._transport.publish(owed)
+        # From here on without a pause, so that `is_current` does not speak of what comes later.
+        self._filled.clear()
+        buffer, self._buffer = self._buffer, []
+        self._buffered_bytes = 0
         if not buffer:
             if time.monotonic() - self._heard > _SILENCE_SECONDS:
                 self._set_lost("no heartbeat")
@@ -133,10 +143,12 @@ class Feed:
         # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<delivered>.<time>.<pending>, or with
         # two more tokens (domain, account) before the stream.
         at = 5 if len(tokens) == 9 else 7
-        if len(tokens) <= at + 2 or int(tokens[at + 1]) != self._delivered + 1:
+        if len(tokens) <= at + 3 or int(tokens[at + 1]) != self._delivered + 1:
             self._set_lost("a gap")
             return
         self._delivered += 1
+        if self._pending != 0:
+            self._pending = int(tokens[at + 3])
         stored_at = datetime.fromtimestamp(int(tokens[at + 2]) / 1e9, UTC)
         self._buffer.append(
             Delivery(message.subject, int(tokens[at]), stored_at, message.data, headers)

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Self
 
@@ -48,7 +48,7 @@ class Follow(AsyncIterator[Item]):
         self._epoch: str | None = None
         self._position = 0
         self._position_time: datetime | None = None
-        self._target: int | None = None
+        self._is_synced = False
         self._ready: deque[Item] = deque()
         self._feed: Feed | None = None
         self._taken = 0
@@ -78,12 +78,27 @@ class Follow(AsyncIterator[Item]):
             if self._feed is None:
                 self._feed = await self._open()
             else:
-                self._ready.extend(await self._feed.read())
+                delivered = await self._feed.read()
+                self._take(delivered)
                 self._pause = 0.0
-            await self._check_synced()
+                # Silence: what the server still had to deliver may have expired.
+                if not (delivered or self._is_synced) and self._position >= await self._newest():
+                    self._set_synced()
+            if self._feed.is_current and not self._is_synced:
+                self._set_synced()
         except (TransientError, StreamError) as error:
             await self._drop_feed()
             await self._back_off(error)
+
+    def _set_synced(self) -> None:
+        self._is_synced = True
+        self._ready.append(Synced(Cursor(self._epoch or "", self._position)))
+
+    def _take(self, delivered: Sequence[Delivery]) -> None:
+        if delivered:
+            self._ready.extend(delivered)
+            self._position = delivered[-1].sequence
+            self._position_time = delivered[-1].stored_at
 
     async def _open(self) -> Feed:
         """A feed from the position, or from the start if that cannot be continued."""
@@ -91,20 +106,15 @@ class Follow(AsyncIterator[Item]):
         if not transport.is_connected:
             await transport.wait_connected(_CONNECT_SECONDS)
         info = await self._stream.info()
-        newest = await self._stream.last(self._subjects)
-        target = newest.sequence if newest else 0
         if self._epoch is None and self._since is not None:
             self._epoch, self._position = self._since.epoch, self._since.revision
-            self._target = target
         if self._epoch is None:
-            self._start_list(info, target)
-        elif not await self._can_continue(info, target):
+            self._start_list(info)
+        elif not await self._can_continue(info):
             logger.info("Store cannot continue a watch", extra={"position": self._position})
             self._ready.clear()
             self._ready.append(Restarted(info.created))
-            self._start_list(info, target)
-        elif self._target is not None:
-            self._target = target
+            self._start_list(info)
         policy: Mapping[str, object] = LAST_PER_SUBJECT
         if self._position or not self.is_listing:
             policy = {
@@ -121,15 +131,15 @@ class Follow(AsyncIterator[Item]):
             raise
         return feed
 
-    def _start_list(self, info: StreamInfo, target: int) -> None:
+    def _start_list(self, info: StreamInfo) -> None:
         self._epoch = info.created
         self._position = 0
         self._position_time = None
-        self._target = target
+        self._is_synced = False
         self.floor = info.sequence_last
         self.is_listing = True
 
-    async def _can_continue(self, info: StreamInfo, target: int) -> bool:
+    async def _can_continue(self, info: StreamInfo) -> bool:
         """Whether nothing was lost between the position and now.
 
         A stream of the same name that is another one, or shorter, delivers nothing without any
@@ -139,7 +149,7 @@ class Follow(AsyncIterator[Item]):
         """
         if info.created != self._epoch or self._position > info.sequence_last:
             return False
-        if self._position >= target:
+        if self._position >= await self._newest():
             return True
         stored_at = self._position_time
         if stored_at is not None and info.now - stored_at < self._tombstones:
@@ -147,20 +157,10 @@ class Follow(AsyncIterator[Item]):
         oldest = await self._stream.first_since(info.now - self._tombstones, self._subjects)
         return oldest is not None and self._position >= oldest.sequence - 1
 
-    async def _check_synced(self) -> None:
-        newest = self._ready[-1] if self._ready else None
-        if isinstance(newest, Delivery):
-            self._position, self._position_time = newest.sequence, newest.stored_at
-        if self._target is None:
-            return
-        if self._position < self._target:
-            if not self._ready:  # silence: the message waited for may have expired
-                stored = await self._stream.last(self._subjects)
-                self._target = stored.sequence if stored else 0
-            return
-        # The one that completes the list may not be the last that came with it.
-        self._target = None
-        self._ready.append(Synced(Cursor(self._epoch or "", self._position)))
+    async def _newest(self) -> int:
+        """The newest sequence under the subjects; 0 if there is none."""
+        newest = await self._stream.last(self._subjects)
+        return newest.sequence if newest else 0
 
     async def _drop_feed(self) -> None:
         feed, self._feed = self._feed, None

@@ -66,9 +66,17 @@ class _Mailbox(AsyncIterator[WatchEvent]):
 
     def put(self, event: Changed | Removed) -> None:
         """Add a change; an unread one of the same object is skipped over."""
-        key = event.resource.ref if isinstance(event, Changed) else event.ref
-        self._events.pop(key, None)
+        if isinstance(event, Changed):
+            key, revision = event.resource.ref, _revision_of(event.resource)
+        else:
+            key, revision = event.ref, event.revision
+        unread = self._events.pop(key, None)
         self._events[key] = event
+        # What existed when the list began comes before its end, in whichever version.
+        for mark, end in list(self._events.items()) if unread is not None else ():
+            if isinstance(end, Synced):
+                del self._events[mark]
+                self._events[mark] = Synced(Cursor(end.cursor.epoch, revision))
         self._filled.set()
 
     def mark(self, event: Restarted | Synced) -> None:

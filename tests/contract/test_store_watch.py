@@ -54,6 +54,33 @@ async def test_a_store_with_only_tombstones_is_synced(rig: Rig) -> None:
         assert view.objects == {}
 
 
+async def test_what_changes_during_the_first_list_is_in_it(rig: Rig) -> None:
+    """An object that exists all the time is never missing at Synced, however often it is rewritten
+    meanwhile: who finds it missing would take it for gone."""
+    await create(rig.store, *(node(f"n{i}") for i in range(300)))
+    await create(rig.store, node("busy"))
+    stopping = asyncio.Event()
+
+    async def rewrite() -> None:
+        while not stopping.is_set():
+            await rig.store.commit([Put(node("busy"), await _read(rig, "busy"))], WHY)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(rewrite())
+        for _ in range(20):
+            async with rig.store.watch() as events, asyncio.timeout(20):
+                seen = set()
+                async for event in events:
+                    if isinstance(event, Changed):
+                        seen.add(event.resource.name)
+                    elif isinstance(event, Synced):
+                        break
+                    await asyncio.sleep(0)
+            assert "busy" in seen
+            assert "busy" in {item.name for item in (await rig.store.list()).items}
+        stopping.set()
+
+
 async def test_delivered_objects_are_whole(rig: Rig) -> None:
     (stored,) = await rig.store.commit([Put(node("a", drain=True), 0)], WHY)
     async with watching(rig.store) as view:
