@@ -60,6 +60,8 @@ class Fault(StrEnum):
     CLOCK_DRIFT = "clock-drift"
     # What operators do to nodes. Happenings.
     OPERATOR = "operator"
+    # A chance, at each write of a ledger: it may have been written or not, and the agent ends.
+    FSYNC_FAILS = "fsync-fails"
 
 
 RATES: Mapping[Fault, float] = {
@@ -101,6 +103,7 @@ RATES: Mapping[Fault, float] = {
     Fault.DISK_SLOW: 0.1,
     Fault.CLOCK_DRIFT: 0.003,
     Fault.OPERATOR: 1.5,
+    Fault.FSYNC_FAILS: 0.004,
 }
 
 TAMPERING = frozenset({Fault.WIPE_NODE, Fault.OLD_LEDGER, Fault.CLONE_NODE})

@@ -22,7 +22,7 @@ from bacalhau_controllers.runner.fakes import (
     FakeStorage,
     MemoryWorkspace,
 )
-from bacalhau_controllers.runner.ledger import AckFacts, Entry, MemoryLedger
+from bacalhau_controllers.runner.ledger import AckFacts, Entry, LedgerBrokenError, MemoryLedger
 from bacalhau_controllers.runner.ports import Workload
 from bacalhau_controllers.runner.site import AgentSettings
 from bacalhau_controllers.runner.state import Limits
@@ -67,9 +67,12 @@ class WatchedEngine(FakeEngine):
 
 
 class WatchedLedger(MemoryLedger):
-    """Tells the world which facts the agent takes to be stored."""
+    """Tells the world which facts the agent takes to be stored. A write whose flush fails may be on
+    the disk all the same."""
 
     on_ack: Callable[[list[Any]], None] | None = None
+    fails: Callable[[], bool] = staticmethod(lambda: False)
+    is_written: Callable[[], bool] = staticmethod(lambda: False)
 
     async def commit(self, entries: Any) -> None:
         """See Ledger."""
@@ -77,7 +80,11 @@ class WatchedLedger(MemoryLedger):
             for entry in cast(list[Entry], entries):
                 if isinstance(entry, AckFacts):
                     self.on_ack([f for f in self._book.facts.values() if f.seq <= entry.seq])
-        await super().commit(entries)
+        does_fail = self.fails()
+        if not does_fail or self.is_written():
+            await super().commit(entries)
+        if does_fail:
+            raise LedgerBrokenError("the disk did not confirm a write")
 
     def clone(self, boundary: Boundary) -> "WatchedLedger":
         """A copy of the disk."""
@@ -262,7 +269,7 @@ class Machine:
         self.is_tampered = True
         old = self.rng.choice(self.copies)
         self.ledger = old.clone(self.boundary)
-        self._watch_acks(self.ledger)
+        self._wire(self.ledger)
         self.world.note("restore", self.name)
 
     def take_disk_of(self, other: "Machine") -> None:
@@ -270,7 +277,7 @@ class Machine:
         self.is_tampered = other.is_tampered = True
         self.is_cloned = other.is_cloned = True
         self.ledger = other.ledger.clone(self.boundary)
-        self._watch_acks(self.ledger)
+        self._wire(self.ledger)
 
     def heal(self) -> None:
         """Nothing of it is broken any more."""
@@ -314,8 +321,10 @@ class Machine:
     def _new_ledger(self) -> WatchedLedger:
         self.ledgers += 1
         ledger = WatchedLedger(f"{self.name}-ledger-{self.ledgers}", boundary=self.boundary)
-        self._watch_acks(ledger)
+        self._wire(ledger)
         return ledger
 
-    def _watch_acks(self, ledger: WatchedLedger) -> None:
+    def _wire(self, ledger: WatchedLedger) -> None:
         ledger.on_ack = lambda facts: self.world.checker.acknowledged(self, facts)
+        ledger.fails = lambda: self.world.happens(Fault.FSYNC_FAILS, self.rng)
+        ledger.is_written = lambda: self.rng.random() < 0.5
