@@ -493,8 +493,8 @@ BUGS: tuple[Planted, ...] = (
     Planted("wait-for-nothing", _wait_for_nothing),
     Planted("forget-timers-and-sweeps", _forget_timers_and_sweeps),
     Planted("forget-everything-on-restart", _forget_everything_on_restart, "crash-orchestrator=6"),
-    Planted("lead-without-catching-up", _lead_without_catching_up, "crash-orchestrator=8,"
-            "watch-lags=0.3,store-outage=2"),
+    Planted("lead-without-catching-up", _lead_without_catching_up, "crash-orchestrator=6,"
+            "watch-stalls=8"),
     Planted("believe-the-cache-in-doubt", _believe_the_cache_in_doubt, "store-loses-answer=0.2,"
             "watch-lags=0.3"),
     Planted("replace-too-soon", _replace_too_soon, "partition=6"),

@@ -41,6 +41,7 @@ class Chaos:
             Fault.COLLECT_FAILS: lambda: self._spell("collect", self._set_collect, 20),
             Fault.CLOCK_STEP: self._clock_step,
             Fault.OPERATOR: lambda: self._world.users.operate(),
+            Fault.WATCH_STALLS: self._watch_stall,
         }
 
     async def run(self) -> None:
@@ -194,6 +195,18 @@ class Chaos:
             store.is_cut_off = False
 
         self._world.later(self._rng.uniform(1, 40), end)
+
+    def _watch_stall(self) -> None:
+        one = self._rng.choice(self._world.orchestrators)
+        until = self._world.now + self._rng.uniform(5, 40)
+        skips = self._rng.random() < 0.5
+        if one.store is None:
+            return
+        self._world.note("stall", one, f"until {until:.1f}")
+        if skips:
+            one.store.blind_until = until
+        else:
+            one.store.stale_until = until
 
     def _clock_step(self) -> None:
         clocks = [one.clock for one in self._world.orchestrators]

@@ -62,6 +62,8 @@ class Fault(StrEnum):
     OPERATOR = "operator"
     # A chance, at each write of a ledger: it may have been written or not, and the agent ends.
     FSYNC_FAILS = "fsync-fails"
+    # A happening: one orchestrator sees nothing new for a while, and reads and writes all the same.
+    WATCH_STALLS = "watch-stalls"
 
 
 RATES: Mapping[Fault, float] = {
@@ -104,6 +106,7 @@ RATES: Mapping[Fault, float] = {
     Fault.CLOCK_DRIFT: 0.003,
     Fault.OPERATOR: 1.5,
     Fault.FSYNC_FAILS: 0.004,
+    Fault.WATCH_STALLS: 1.0,
 }
 
 TAMPERING = frozenset({Fault.WIPE_NODE, Fault.OLD_LEDGER, Fault.CLONE_NODE})
