@@ -16,6 +16,7 @@ INPUT_CACHE_BYTES = 20 * 1024**3
 IPFS_SECONDS = 60.0
 NATS_PORT = 4222
 NODE_TIMEOUT_SECONDS = 15.0
+PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,20 @@ class DockerSettings:
     registries_allowed: tuple[str, ...] = ()
     pulls: bool = True
     images_keep_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """Whom the node asks whether it may run an execution; see bacalhau.node.probes.
+
+    command     for the shell, told on its standard input; empty: none
+    url         of a web service, told by POST; empty: none
+    seconds     how long either may take
+    """
+
+    command: str = ""
+    url: str = field(default="", repr=False)
+    seconds: float = PROBE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,7 @@ class ServeSettings:
     keep_outputs_seconds, keep_outputs_bytes  how long, and how much, of what was handed over is
                     kept on the node; 0: until its job is deleted
     transfers       what jobs may fetch from and publish to
+    probes          who is asked besides whether an execution may run
     gitops          orchestrator: name and directory of each watched directory of manifests
     on_exit         what happens to running workloads when this process ends by a signal
     """
@@ -139,6 +155,7 @@ class ServeSettings:
     allow_networks: tuple[str, ...] = ()
     transfers: TransferSettings = TransferSettings()
     docker: DockerSettings = DockerSettings()
+    probes: ProbeSettings = ProbeSettings()
     capacity: CapacityOverrides = CapacityOverrides()
     node_timeout_seconds: float = NODE_TIMEOUT_SECONDS
     relaxed_durability: bool = False

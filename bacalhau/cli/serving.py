@@ -10,6 +10,7 @@ from bacalhau.settings import (
     INPUT_CACHE_BYTES,
     AllowedPath,
     CapacityOverrides,
+    ProbeSettings,
     Role,
     TransferSettings,
 )
@@ -125,6 +126,22 @@ def parse_networks(texts: Sequence[str]) -> tuple[str, ...]:
             raise _wrong("--allow-network", text, f"use {', '.join(known.values())}")
         found.append(name)
     return tuple(found)
+
+
+def parse_probes(command: str, url: str, seconds: float) -> ProbeSettings:
+    """Whom the node asks for leave."""
+    if url:
+        from urllib.parse import urlsplit
+
+        try:
+            parts = urlsplit(url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+            is_url = is_url and parts.port != 0  # raises ValueError for what is no port
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise _wrong("--probe-http", url, "write a URL such as http://127.0.0.1:8080/admit")
+    return ProbeSettings(command.strip(), url, seconds)
 
 
 def parse_size(option: str, text: str) -> int | None:

@@ -23,6 +23,7 @@ from bacalhau.node.ledger import SqliteLedger
 from bacalhau.node.link import NatsLink
 from bacalhau.node.machine import Detected, boot_id, detect_capacity
 from bacalhau.node.pins import LinkPins
+from bacalhau.node.probes import make_probes
 from bacalhau.node.reader import OutputReader
 from bacalhau.node.status import NodeView
 from bacalhau.node.upload import UploadGate
@@ -133,6 +134,7 @@ class Compute:
             random.Random(),
             self._ids,
             self._agent_settings(await self._detected(engines)),
+            transfers.cache,
         )
         reader.bind(self.agent)
         view = NodeView(self.agent, ledger, connection, self._clock, self._data)
@@ -285,6 +287,9 @@ class Compute:
                 networks_allowed=frozenset(networks),
                 env_allowed=settings.allow_env,
                 host_env=dict(os.environ),
+            ),
+            probes=make_probes(
+                settings.probes.command, settings.probes.url, settings.probes.seconds
             ),
             version=VERSION,
             labels=labels,

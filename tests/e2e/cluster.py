@@ -123,8 +123,10 @@ class Cluster:
         for name in agents:
             self.add_agent(name, args=args)
 
-    def add_agent(self, name: str, *, args: Sequence[str] = ()) -> Process:
-        """Enrol and start one agent."""
+    def add_agent(
+        self, name: str, *, args: Sequence[str] = (), wrap: tuple[str, ...] = ()
+    ) -> Process:
+        """Enrol and start one agent. `wrap` are more words before its command."""
         token = self.run("node", "token").stdout.strip().splitlines()[-1]
         data_dir = self.root / name
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -133,7 +135,7 @@ class Cluster:
             data_dir,
             ["--role", "compute", "--orchestrator", self.server, "--token", token,
              "--name", name, *args],
-            self.wrap,
+            (*self.wrap, *wrap),
         )  # fmt: skip
         agent.start()
         self.agents[name] = agent

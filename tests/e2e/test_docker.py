@@ -1,25 +1,71 @@
-"""Docker jobs through the product: from `apply` to a downloaded result, and through kill -9 of the
-agent and of the Docker Engine."""
+"""Docker jobs through the product, from `apply` to a downloaded result. What becomes of them when the
+agent or the Docker Engine is killed is in test_docker_kills.py."""
 
+import csv
+import http.server
 import json
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.cluster import Cluster, left_over
+from tests.support import duckdb
 from tests.support.dockerd import BUSYBOX, Dockerd, busybox_image, containers, running_dockerd
 
-EXAMPLE = Path(__file__).parents[2] / "manifests" / "examples" / "docker-batch"
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 NODE = "docker-1"
+GATE = """! grep -q '"GREEDY"' || { echo this node feeds nobody >&2; exit 1; }"""
+"""A command that refuses jobs with a variable of that name."""
+
+
+@contextmanager
+def gatekeeper() -> Iterator[str]:
+    """A web service that refuses jobs of one name; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            is_refused = told["job"]["name"] == "unasked"
+            body = json.dumps({"allow": not is_refused, "reason": "nobody asked for it"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/admit"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Dockerd]:
-    """An engine that may be killed. Its containers go on without it."""
-    with running_dockerd(**{"live-restore": True}) as made:
+def srv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is at `/srv` for the engine and for one of the nodes, in mount namespaces of theirs."""
+    return tmp_path_factory.mktemp("srv")
+
+
+def with_srv(srv: Path) -> tuple[str, ...]:
+    """Words before a command that is to see it there."""
+    return ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /srv && exec "$@"', str(srv))
+
+
+@pytest.fixture(scope="module")
+def engine(srv: Path) -> Iterator[Dockerd]:
+    """An engine of this module's own, which may be seen to be empty."""
+    with running_dockerd(*with_srv(srv)) as made:
         yield made
 
 
@@ -29,8 +75,9 @@ def cluster(engine: Dockerd, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     fleet = Cluster(tmp_path_factory.mktemp("fleet"))
     fleet.start(args=[])
     args = ["--docker-host", engine.host, "--allow-network", "bridge", "--on-exit", "stop"]
-    fleet.add_agent(NODE, args=args)
-    yield fleet
+    with gatekeeper() as url:
+        fleet.add_agent(NODE, args=[*args, "--probe-exec", GATE, "--probe-http", url])
+        yield fleet
     assert fleet.close() == []
     assert left_over(fleet.root) == []
 
@@ -111,7 +158,8 @@ def test_a_job_from_apply_to_its_downloaded_result(cluster: Cluster, engine: Doc
 def test_the_node_says_what_it_can_do(cluster: Cluster) -> None:
     text = cluster.run("describe", "node", NODE).stdout
     assert "docker" in text
-    assert "gpu: " in text, "why there are none"
+    for missing in ("gpu: ", "disk limit: "):
+        assert missing in text, "and why"
     node = json.loads(cluster.run("get", "nodes", "-o", "json").stdout)["items"][0]
     docker = next(e for e in node["status"]["info"]["engines"] if e["name"] == "docker")
     assert docker.get("available", True)
@@ -128,14 +176,22 @@ def test_a_failure_is_told_with_its_exit_code_and_last_words(cluster: Cluster) -
 
 
 def test_what_the_node_does_not_allow_is_refused_with_the_reason(cluster: Cluster) -> None:
-    manifest = job("outside", "true")
-    manifest["spec"]["tasks"][0]["network"] = {"type": "Host"}
-    apply(cluster, manifest)
-    wait_until(
-        lambda: "does not allow network Host" in cluster.run("explain", "job", "outside").stdout,
-        "the refusal is shown",
-    )
-    cluster.run("delete", "job", "outside")
+    """By its rules, by its operator's command, and by the operator's web service."""
+    refused = {
+        "outside": "does not allow network Host",
+        "greedy": "the node's admission command refuses it: this node feeds nobody",
+        "unasked": "the node's admission service refuses it: nobody asked for it",
+    }
+    manifests = {name: job(name, "true") for name in refused}
+    manifests["outside"]["spec"]["tasks"][0]["network"] = {"type": "Host"}
+    manifests["greedy"]["spec"]["tasks"][0]["env"] = {"GREEDY": "1"}
+    for name, why in refused.items():
+        apply(cluster, manifests[name])
+        wait_until(
+            lambda name=name, why=why: why in cluster.run("explain", "job", name).stdout,
+            f"the refusal of {name} is shown",
+        )
+        cluster.run("delete", "job", name)
 
 
 def test_an_image_that_is_nowhere_fails_with_the_reason(cluster: Cluster) -> None:
@@ -146,21 +202,6 @@ def test_an_image_that_is_nowhere_fails_with_the_reason(cluster: Cluster) -> Non
     assert cluster.run("wait", "nowhere", "--timeout", "90", check=False).returncode == 3
     report = executions(cluster, "nowhere")[0]["status"]["report"]
     assert report["reason"].startswith("Image")
-
-
-def test_kill9_of_the_agent(cluster: Cluster) -> None:
-    """The container goes on; its log has no hole and no line twice; its end is the true one."""
-    script = "for i in $(seq 40); do echo line $i; sleep 0.1; done; echo > /outputs/x; exit 0"
-    apply(cluster, job("survives", script))
-    wait_for_text(cluster, "survives", "line 3\n")
-    agent = cluster.agents[NODE]
-    agent.kill()
-    agent.start()
-    cluster.run("wait", "survives", "--for", "delivered", "--timeout", "90")
-    lines = [line for line in cluster.run("logs", "survives").stdout.splitlines() if "line" in line]
-    assert [line.rpartition(" ")[2] for line in lines] == [str(n) for n in range(1, 41)]
-    found = executions(cluster, "survives")
-    assert [e["status"]["report"]["run"] for e in found] == [1]
 
 
 def test_an_end_while_the_agent_was_down(cluster: Cluster, engine: Dockerd) -> None:
@@ -178,20 +219,6 @@ def test_an_end_while_the_agent_was_down(cluster: Cluster, engine: Dockerd) -> N
     assert cluster.run("wait", "alone", "--timeout", "90", check=False).returncode == 3
     assert executions(cluster, "alone")[0]["status"]["report"]["exitCode"] == 5
     assert cluster.run("logs", "alone").stdout.count("end") == 1
-
-
-def test_kill9_of_the_engine(cluster: Cluster, engine: Dockerd) -> None:
-    """With live-restore the container does not notice; nor does the job."""
-    script = "for i in $(seq 60); do echo line $i; sleep 0.1; done"
-    apply(cluster, job("restored", script))
-    wait_for_text(cluster, "restored", "line 3\n")
-    engine.kill()
-    engine.start()
-    cluster.run("wait", "restored", "--for", "delivered", "--timeout", "90")
-    lines = [line for line in cluster.run("logs", "restored").stdout.splitlines() if "line" in line]
-    assert [line.rpartition(" ")[2] for line in lines] == [str(n) for n in range(1, 61)]
-    found = executions(cluster, "restored")
-    assert [e["status"]["report"]["run"] for e in found] == [1]
 
 
 def test_stop_and_delete_leave_nothing(cluster: Cluster, engine: Dockerd) -> None:
@@ -230,10 +257,52 @@ def wait_until(check: Any, what: str, seconds: float = 60) -> None:
 
 def test_the_example_runs_from_its_file_alone(cluster: Cluster, engine: Dockerd) -> None:
     engine.load(busybox_image("busybox:1.36"))
-    cluster.run("apply", "-f", str(EXAMPLE / "job.yaml"))
+    cluster.run("apply", "-f", str(EXAMPLES / "docker-batch" / "job.yaml"))
     cluster.run("wait", "docker-batch", "--for", "delivered", "--timeout", "100")
     results = cluster.root / "primes"
     cluster.run("download", "docker-batch", "-o", str(results))
     found = [int(n) for path in results.rglob("primes-*.txt") for n in path.read_text().split()]
     assert len(found) == len(set(found)) == 6057
     assert (min(found), max(found)) == (2, 59999)
+
+
+def test_sql_over_partitioned_parquet_where_it_lies(
+    cluster: Cluster, engine: Dockerd, srv: Path
+) -> None:
+    """The example, from its file alone, on two nodes of which one has the files."""
+    storms = EXAMPLES / "hurricanes" / "data" / "storms.csv"
+    (srv / "data").mkdir()
+    duckdb.query(
+        f"COPY (FROM '{storms}') TO '{srv}/data/storms' (FORMAT parquet, PARTITION_BY (year))"
+    )
+    engine.load(duckdb.image("duckdb/duckdb:1.5.6"))
+    cluster.add_agent(
+        "docker-2",
+        args=["--docker-host", engine.host, "--allow-path", "/srv/data/**", "--on-exit", "stop"],
+        wrap=with_srv(srv),
+    )
+    cluster.run("apply", "-f", str(EXAMPLES / "duckdb" / "job.yaml"))
+    cluster.run("wait", "duckdb", "--for", "delivered", "--timeout", "100")
+    assert {e["spec"]["node"] for e in executions(cluster, "duckdb")} == {"docker-2"}
+    results = cluster.root / "storms"
+    cluster.run("download", "duckdb", "--output", str(results))
+    found = duckdb.query(f"SELECT * FROM '{results}/seasons/*.parquet' ORDER BY year")
+
+    expected: dict[str, tuple[set[str], list[int]]] = {}
+    with storms.open() as file:
+        for row in csv.DictReader(file):
+            names, winds = expected.setdefault(row["year"], (set(), [0]))
+            names.add(row["name"])
+            winds[0] = max(winds[0], int(row["wind"]))
+            if int(row["wind"]) >= 64 and int(row["hour"]) % 6 == 0:
+                winds.append(int(row["wind"]))
+    assert found == [
+        {
+            "year": year,
+            "storms": str(len(names)),
+            "strongest": str(winds[0]),
+            "hurricane_days": str((len(winds) - 1) / 4),
+        }
+        for year, (names, winds) in sorted(expected.items())
+    ]
+    assert len(found) == 48

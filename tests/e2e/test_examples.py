@@ -73,7 +73,7 @@ class Fleet(Cluster):
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """An orchestrator and two nodes; afterwards nothing of them is left."""
     if os.geteuid() != 0:
-        pytest.skip("mount namespaces need root")
+        pytest.fail("these tests make mount namespaces: run them as root")
     made = Fleet(tmp_path_factory.mktemp("fleet"))
     made.start()
     for node in NODES:

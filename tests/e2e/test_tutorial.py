@@ -37,8 +37,12 @@ def namespaced() -> list[str]:
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     words = ["unshare", *as_root, "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     probe = [*words, "ip", "link", "set", "lo", "up"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("namespaces and the command `ip` are needed")
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.fail(
+            "this test needs network namespaces and the command `ip`: run it as root, after "
+            f"apt-get install iproute2 util-linux ({tried.stderr.strip()})"
+        )
     return [*words, "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
 

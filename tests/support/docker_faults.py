@@ -8,13 +8,16 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 Kind = Literal["hang", "error", "lie", "cut", "late"]
+CLOSE_SECONDS = 30.0
 
 
 @dataclass
@@ -28,6 +31,11 @@ class Fault:
     body: object = None
     count: int = 1 << 30
     hits: int = 0
+    first_hit: float = 0.0
+    """When it struck first, in seconds since the epoch."""
+    at_once: int = 0
+    peak: int = 0
+    """How many requests hung at a time, at most."""
 
 
 @dataclass
@@ -93,10 +101,12 @@ class FaultProxy:
         self.requests.append(first)
         fault = next((f for f in self.faults if f.count and re.search(f.pattern, first)), None)
         if fault is not None:
+            fault.first_hit = fault.first_hit or time.time()
             fault.hits += 1
             fault.count -= 1
             if fault.kind == "hang":
-                await asyncio.Event().wait()
+                await self._hang(reader, fault)
+                return
             if fault.kind == "cut":
                 return
             if fault.kind in ("error", "lie"):
@@ -117,6 +127,17 @@ class FaultProxy:
             await self._join(reader, writer, up_reader, up_writer, is_late=fault is not None)
         finally:
             up_writer.close()
+
+    @staticmethod
+    async def _hang(reader: asyncio.StreamReader, fault: Fault) -> None:
+        """Until whoever asked has gone."""
+        fault.at_once += 1
+        fault.peak = max(fault.peak, fault.at_once)
+        try:
+            while await reader.read(65536):
+                pass
+        finally:
+            fault.at_once -= 1
 
     async def _join(
         self,
@@ -155,3 +176,21 @@ async def fault_proxy(path: Path, upstream: Path) -> AsyncIterator[FaultProxy]:
     finally:
         with contextlib.suppress(RuntimeError):
             await proxy.close()
+
+
+@contextmanager
+def fault_proxy_beside(path: Path, upstream: Path) -> Iterator[FaultProxy]:
+    """A proxy on a thread of its own, for tests that have no event loop. `add` works from any
+    thread."""
+    loop = asyncio.new_event_loop()
+    proxy = FaultProxy(path, upstream)
+    loop.run_until_complete(proxy.open())
+    thread = threading.Thread(target=loop.run_forever, name="fault proxy", daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        asyncio.run_coroutine_threadsafe(proxy.close(), loop).result(CLOSE_SECONDS)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(CLOSE_SECONDS)
+        loop.close()

@@ -48,6 +48,8 @@ class Dockerd:
 
     root: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    wrap: tuple[str, ...] = ()
+    """Words before the command, such as those that give it mounts of its own."""
     _process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -76,6 +78,16 @@ class Dockerd:
         path = self.root / "log"
         return path.read_text(errors="replace")[-4000:] if path.exists() else ""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it was started and lives, stopped in its tracks or not."""
+        return self._process is not None and self._process.poll() is None
+
+    def pids(self) -> list[int]:
+        """Processes that are the engine's: named by its directory, or in its cgroups."""
+        own = {self._process.pid} if self.is_up and self._process is not None else set()
+        return sorted(own.union(self._left()))
+
     def start(self) -> None:
         """Start, and wait until it answers."""
         check_tools()
@@ -89,7 +101,7 @@ class Dockerd:
             # nsenter, not `ip netns exec`: that would mount /sys anew and hide the cgroups.
             self._process = subprocess.Popen(
                 [
-                    *self.inside, "dockerd", "--config-file", str(self.root / "daemon.json"),
+                    *self.inside, *self.wrap, "dockerd", "--config-file", str(self.root / "daemon.json"),
                     "--host", self.host, "--data-root", str(self.root / "data"),
                     "--exec-root", str(self.root / "exec"), "--pidfile", str(self.root / "pid"),
                     "--cgroup-parent", f"/{self.name}",
@@ -218,10 +230,10 @@ def check_tools() -> None:
 
 
 @contextlib.contextmanager
-def running_dockerd(**config: Any) -> Iterator[Dockerd]:
+def running_dockerd(*wrap: str, **config: Any) -> Iterator[Dockerd]:
     """An engine with the busybox image, stopped at the end."""
     # Not in pytest's directories, whose names are too long for sockets.
-    engine = Dockerd(Path(tempfile.mkdtemp(prefix="bd-", dir="/tmp")), config)
+    engine = Dockerd(Path(tempfile.mkdtemp(prefix="bd-", dir="/tmp")), config, wrap)
     try:
         engine.start()
         engine.load(busybox_image(BUSYBOX))

@@ -12,6 +12,7 @@ from bacalhau.settings import (
     IPFS_SECONDS,
     NATS_PORT,
     NODE_TIMEOUT_SECONDS,
+    PROBE_SECONDS,
     DockerSettings,
     ServeSettings,
 )
@@ -126,6 +127,12 @@ def serve(
         list[str] | None,
         typer.Option(help="HTTP, Bridge or Host: a network that jobs may use, repeatable."),
     ] = None,
+    allow_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pattern of this machine's variables that jobs may use by env:NAME, repeatable."
+        ),
+    ] = None,
     docker_host: Annotated[
         str,
         typer.Option(
@@ -147,6 +154,24 @@ def serve(
     docker_keep_images: Annotated[
         str, typer.Option(help="Pulled images to keep, such as 50GB; older ones are removed.")
     ] = "",
+    probe_exec: Annotated[
+        str,
+        typer.Option(
+            metavar="COMMAND",
+            help="Asked whether an execution may run here: gets it as JSON on standard input; exit "
+            "code 0 is yes, any other no, with the reason on standard error.",
+        ),
+    ] = "",
+    probe_http: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help='The same by POST; answers {"allow": true} or false and a "reason".'
+        ),
+    ] = "",
+    probe_timeout: Annotated[
+        float,
+        typer.Option(min=0.1, max=300.0, help="Seconds either may take; no answer is no yes."),
+    ] = PROBE_SECONDS,
     cpu: Annotated[str, typer.Option(help="CPUs to offer, such as 3.5 or 3500m.")] = "",
     memory: Annotated[str, typer.Option(help="Memory to offer, such as 8GB.")] = "",
     disk: Annotated[str, typer.Option(help="Disk to offer, such as 100GB.")] = "",
@@ -218,6 +243,7 @@ def serve(
         require_approval=require_approval,
         allow_paths=tuple(serving.parse_allowed(text) for text in allow_path or []),
         allow_networks=serving.parse_networks(allow_network or []),
+        allow_env=tuple(allow_env or ()),
         transfers=serving.parse_transfers(
             cache=input_cache,
             input_max=input_max_size,
@@ -236,6 +262,7 @@ def serve(
             pulls=not docker_no_pull,
             images_keep_bytes=serving.parse_size("--docker-keep-images", docker_keep_images),
         ),
+        probes=serving.parse_probes(probe_exec, probe_http, probe_timeout),
         capacity=serving.parse_capacity(cpu, memory, disk, gpu, max_executions),
         node_timeout_seconds=node_timeout,
         gitops=serving.parse_gitops(gitops or [], roles),

@@ -167,8 +167,11 @@ class EngineClient:
                 f"the Docker engine broke off {path}: {error or what}", reason=ENGINE_DOWN
             ) from error
 
-    async def raw(self, path: str, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-        """The bytes of an answer that goes on, as they come, until the engine ends it.
+    async def raw(
+        self, path: str, params: Mapping[str, Any], *, may_pause: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of an answer that goes on, as they come, until the engine ends it. `may_pause`:
+        silence is no fault, however long.
 
         Asked for by HTTP/1.0, where an answer has no chunks: a log has one for each line, and to
         take them apart costs more than all the rest.
@@ -193,7 +196,7 @@ class EngineClient:
                 if status >= 400:
                     text = await reader.read(4096)
                     raise RefusedError(status, _words(text.decode("utf-8", "replace")))
-            while data := await reader.read(_RAW_BYTES):
+            while data := await self._read(reader, may_pause=may_pause):
                 yield data
         except TimeoutError as error:
             raise _hangs(f"the Docker engine's {path}", self._call_seconds) from error
@@ -203,6 +206,10 @@ class EngineClient:
             ) from error
         finally:
             writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, *, may_pause: bool) -> bytes:
+        async with asyncio.timeout(None if may_pause else self._call_seconds):
+            return await reader.read(_RAW_BYTES)
 
     def engine_began(self) -> float:
         """When the engine was started, in seconds since the epoch: its process, or where another

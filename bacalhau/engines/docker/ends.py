@@ -14,16 +14,23 @@ _INIT_FAILED = "[FATAL tini"
 _NEVER = 2000  # the engine's zero time is of the year 1
 _BEFORE_SECONDS = 60.0  # an engine's orderly end and its next start are not further apart
 _AFTER_SECONDS = 30.0  # within which a new engine has looked at all containers
+_LISTENS_SECONDS = 3.0  # by then a new engine listens to the containers that it took over
+LOG_LOST = "what it wrote meanwhile is not in its log"
 
 
 def is_over(state: Mapping[str, Any]) -> bool:
-    """Whether the container ran and does not run any more."""
-    return state.get("Status") in ("exited", "dead")
+    """Whether the container ran and does not run any more.
+
+    One whose start was cut off by the engine's death, and which the next engine found running, is
+    again only `created` when it has ended; the moment of its end tells it from one that never ran.
+    """
+    is_late = state.get("Status") == "created" and moment(state.get("FinishedAt")) is not None
+    return is_late or state.get("Status") in ("exited", "dead")
 
 
 def is_unborn(state: Mapping[str, Any]) -> bool:
-    """Whether the container was made, and never started."""
-    return state.get("Status") == "created"
+    """Whether the container was made, and never started as far as the engine knows."""
+    return state.get("Status") == "created" and not is_over(state)
 
 
 def moment(text: object) -> datetime | None:
@@ -62,14 +69,29 @@ class EngineLife:
 
         An engine that stops sends SIGTERM, then SIGKILL; of what ended without it, it says 255.
         """
-        if not self.began or code not in (137, 143, 255) or started is None or finished is None:
+        if not self.began or code not in (137, 143, 255) or finished is None:
             return ""
+        if started is None:
+            return "the Docker engine was killed while it started it"
         since = finished.timestamp() - self.began
         if started.timestamp() >= self.began or since < -_BEFORE_SECONDS:
             return ""
         if self.keeps_containers and (code != 255 or since > _AFTER_SECONDS):
             return ""
         return "the Docker engine, or the machine, was started again while it ran"
+
+    def missed(self, started: datetime | None, finished: datetime | None) -> str:
+        """What the log of a container may lack, or ''. The engine takes down what containers
+        write; what one has written without an engine waits for the next in a pipe, which goes
+        with the container."""
+        if not self.began or finished is None:
+            return ""
+        if started is None:
+            return f"the Docker Engine was killed while it started it; {LOG_LOST}"
+        is_alone = finished.timestamp() < self.began + _LISTENS_SECONDS
+        if started.timestamp() >= self.began or not is_alone:
+            return ""
+        return f"it ended while the Docker engine was away; {LOG_LOST}"
 
 
 _UNKNOWN = EngineLife()
@@ -119,4 +141,5 @@ def ended(
         return end("StartFailed", f"the command cannot be run: {words.strip()}"[:500])
     if state.get("Error"):
         return end("StartFailed", str(state["Error"])[:500])
-    return end()
+    missed = life.missed(started, finished)
+    return end(message=f"exit code {code}; {missed}" if missed and code else missed)

@@ -10,22 +10,21 @@ import contextlib
 import hashlib
 import logging
 import socket
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from bacalhau.engines.docker import body, ends, gpus, guard
-from bacalhau.engines.docker.body import Place, PortMapping, check_run_id, container_name
+from bacalhau.engines.docker.body import check_run_id, container_name
 from bacalhau.engines.docker.client import ENGINE_DOWN, EngineClient, RefusedError
-from bacalhau.engines.docker.images import Image, Images
+from bacalhau.engines.docker.images import Images
+from bacalhau.engines.docker.launch import NOT_STARTED, Launcher
 from bacalhau.engines.docker.networks import Networks
 from bacalhau.engines.docker.options import DockerOptions, engine_host, socket_path
-from bacalhau.engines.docker.ports import PortRange, variables
-from bacalhau.engines.docker.records import Record, Shelf, Stop
-from bacalhau.engines.docker.users import effective_user, own_results
+from bacalhau.engines.docker.records import Shelf, Stop
+from bacalhau.engines.docker.strays import end_strays
 from bacalhau.engines.docker.watch import DRAIN_SECONDS, Watch
 from bacalhau.node.machine import Detected
 from bacalhau.params import read_params
@@ -36,7 +35,6 @@ from bacalhau_api.errors import (
     UnavailableError,
 )
 from bacalhau_api.params import DockerParams
-from bacalhau_api.v1.job import NetworkType
 from bacalhau_api.v1.node import NOT_INSTALLED
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.runner.ports import Health, Observation, RunPhase, Workload
@@ -46,8 +44,6 @@ logger = logging.getLogger(__name__)
 CLEAN_SECONDS = 300.0
 STRAY_SECONDS = 1.0
 STOP_SECONDS_MAX = 30.0
-_NO_RETRY = ("oci runtime", "executable file not found", "invalid mount", "no such file", "exec:")
-_PORT_TAKEN = ("port is already allocated", "address already in use")
 
 
 class DockerEngine:
@@ -71,8 +67,6 @@ class DockerEngine:
         self._shelf = Shelf(self._state_dir / "runs")
         self._owner = _owner(self._state_dir)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._gpu_lock = asyncio.Lock()
-        self._ports = PortRange(self._options.port_first, self._options.port_last)
         self._gpus = gpus.Probe(missing="not looked for yet")
         self._info: Mapping[str, Any] = {}
         self._parts: _Parts | None = None
@@ -98,7 +92,8 @@ class DockerEngine:
         watch = Watch(client, self._shelf, self._clock, self._owner)
         images = Images(client, options, self._clock, self._state_dir)
         networks = Networks(client, self._owner, self._allows_private, options.http_jobs_max)
-        self._parts = _Parts(client, watch, images, networks)
+        launcher = Launcher(client, networks, self._shelf, options, self._owner)
+        self._parts = _Parts(client, watch, images, networks, launcher)
         await watch.look_at_engine()
         watch.open()
         await self._take_up(self._parts)
@@ -192,12 +187,21 @@ class DockerEngine:
                 await self._discard(run)
             image = await parts.images.ensure(params.image, workload.pins.get("image", ""))
             try:
-                record = await self._begin(parts, workload, params, image)
+                record = await parts.launcher.begin(
+                    workload,
+                    params,
+                    image,
+                    devices=self._gpus,
+                    has_init=bool(self._info.get("InitBinary")),
+                )
             except TerminalError:
                 await self._discard(run)
                 raise
-            except TransientError:
+            except TransientError as error:
                 # It may have been started all the same: what there is of it stays, to be found.
+                if error.reason in NOT_STARTED:
+                    parts.networks.forget_bridge()
+                    await self._discard(run)
                 raise
             self._shelf.mark_started(run)
             parts.watch.add(record)
@@ -220,6 +224,8 @@ class DockerEngine:
             watched = parts.watch.add(record)  # it finds out, and writes it down
             return await self._soon(parts, run, watched.ended, Observation(RunPhase.RUNNING))
         if ends.is_unborn(state):
+            async with self._lock(run):  # nobody starts it now
+                await self._end_strays(parts, run)
             return Observation(RunPhase.ABSENT)
         if record is None:
             is_over = ends.is_over(state)
@@ -367,7 +373,7 @@ class DockerEngine:
                 parts.watch.add(record)
         await parts.networks.sweep(set(containers))
         if guard.leashed(self._shelf):
-            await self._guard()
+            await parts.launcher.hold()
 
     async def _soon(
         self, parts: "_Parts", run: str, ended: asyncio.Event, otherwise: Observation
@@ -377,124 +383,6 @@ class DockerEngine:
             async with asyncio.timeout(DRAIN_SECONDS / 2):
                 await ended.wait()
         return self._shelf.end_of(run) or otherwise
-
-    async def _begin(
-        self, parts: "_Parts", workload: Workload, params: DockerParams, image: Image
-    ) -> Record:
-        record = await self._record(workload, image)
-        self._shelf.write(record)
-        place, record = await self._place(parts, workload, params, image, record)
-        name = container_name(self._owner, workload.id)
-        request = body.create_body(workload, params, place)
-        try:
-            await parts.client.ask_start("create_container_from_config", request, name)
-        except RefusedError as error:
-            if error.status == 409:
-                words = f"container {name} is there already; it is looked at again"
-                raise TransientError(words) from error
-            raise _start_error(error) from error
-        if record.leash_noted:
-            await self._guard()
-        await own_results(parts.client, workload, place.user or image.user, name)
-        try:
-            await parts.client.ask_start("start", name)
-        except RefusedError as error:
-            failure = _start_error(error)
-            if failure.reason in ("PortTaken", "NetworkGone"):
-                parts.networks.forget_bridge()
-                await self._discard(workload.id)
-            raise failure from error
-        return record
-
-    async def _guard(self) -> None:
-        """Have somebody hold what is on a leash, who outlives the agent."""
-        path = socket_path(engine_host(self._options))
-        try:
-            await asyncio.to_thread(guard.spawn, self._shelf.root, path, self._owner)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise UnavailableError(
-                f"nothing on a leash can be started: its guard cannot be: {error}"
-            ) from error
-
-    async def _record(self, workload: Workload, image: Image) -> Record:
-        leash = workload.leash
-        return Record(
-            run=workload.id,
-            stdout=str(workload.stdout),
-            stderr=str(workload.stderr),
-            log_index=str(workload.log_index),
-            output_bytes_max=workload.output_bytes_max,
-            stdout_at=_size(workload.stdout),
-            stderr_at=_size(workload.stderr),
-            timeout_seconds=workload.timeout_seconds,
-            image=image.pinned,
-            domains=workload.network.domains,
-            leash_noted=str(leash.noted) if leash else "",
-            leash_seconds=leash.seconds if leash else 0.0,
-            leash_contact=leash.contact if leash else 0.0,
-            leash_boot=leash.boot if leash else "",
-        )
-
-    async def _place(
-        self,
-        parts: "_Parts",
-        workload: Workload,
-        params: DockerParams,
-        image: Image,
-        record: Record,
-    ) -> tuple[Place, Record]:
-        """Choose what the node has to give. The record is written again before anything is made,
-        so that a crash leaves nothing that nobody knows of."""
-        network = "none"
-        env: dict[str, str] = {}
-        ports: tuple[PortMapping, ...] = ()
-        held = self._held()
-        match workload.network.type:
-            case NetworkType.BRIDGE:
-                network = await parts.networks.bridge()
-                ports = self._ports.choose(workload.network, held[0])
-            case NetworkType.HOST | NetworkType.FULL:
-                network = "host"
-                ports = self._ports.choose(workload.network, held[0])
-            case NetworkType.HTTP:
-                network = container_name(self._owner, workload.id)
-        async with self._gpu_lock:
-            count = workload.resources.gpu
-            devices = gpus.take(self._gpus, count, self._held()[1]) if count else ()
-            record = replace(
-                record,
-                network=network if workload.network.type is NetworkType.HTTP else "",
-                ports=tuple((p.name, p.host, p.container, p.host_ip) for p in ports),
-                gpus=devices,
-            )
-            self._shelf.write(record)
-        if record.network:
-            network, env = await parts.networks.open_http(record)
-        env |= variables(ports)
-        if devices:
-            env["NVIDIA_VISIBLE_DEVICES"] = ",".join(devices)
-        return Place(
-            image=image.id,
-            owner=self._owner,
-            network=network,
-            ports=ports if network not in ("host", "none") else (),
-            env=env,
-            user=effective_user(params),
-            gpus=devices,
-            pids_max=self._options.pids_max,
-            has_init=bool(self._info.get("InitBinary")),
-        ), record
-
-    def _held(self) -> tuple[set[int], set[str]]:
-        """The ports and GPUs of runs that have not ended."""
-        ports: set[int] = set()
-        devices: set[str] = set()
-        for name in self._shelf.names():
-            record = self._shelf.read(name) if self._shelf.end_of(name) is None else None
-            if record is not None:
-                ports.update(port[1] for port in record.ports)
-                devices.update(record.gpus)
-        return ports, devices
 
     async def _end(self, parts: "_Parts", run: str, grace_seconds: float) -> None:
         name = container_name(self._owner, run)
@@ -509,10 +397,11 @@ class DockerEngine:
                 raise UnavailableError(f"the engine did not stop {run}: {error}") from error
 
     async def _discard(self, run: str) -> None:
-        """Remove whatever there is of a run that does not run."""
+        """Remove whatever there is of a run that does not run, as far as the engine knows."""
         parts = self._opened()
         record = self._shelf.read(run)
         name = container_name(self._owner, run)
+        await self._end_strays(parts, run)
         try:
             await parts.client.ask("remove_container", name, v=True)
         except RefusedError as error:
@@ -524,6 +413,18 @@ class DockerEngine:
             await parts.networks.release(run)
         self._shelf.remove(run)
 
+    async def _end_strays(self, parts: "_Parts", run: str) -> None:
+        """Make sure that a container of which the engine says that it was never started does not
+        run all the same."""
+        found = await parts.watch.inspect(run)
+        if found is not None and ends.is_unborn(found["State"]):
+            ended = await asyncio.to_thread(end_strays, str(found["Id"]))
+            if ended:
+                logger.warning(
+                    "Ended a container that the Docker engine had lost sight of",
+                    extra={"run": run, "processes": ended},
+                )
+
     async def _clean_forever(self, parts: "_Parts") -> None:
         while True:
             await self._clock.sleep(CLEAN_SECONDS)
@@ -534,43 +435,21 @@ class DockerEngine:
                 logger.warning("Could not clean up", extra={"error": repr(error)})
 
 
+@dataclass(frozen=True, slots=True)
 class _Parts:
     """What is there while the engine is open."""
 
-    def __init__(
-        self, client: EngineClient, watch: Watch, images: Images, networks: Networks
-    ) -> None:
-        self.client = client
-        self.watch = watch
-        self.images = images
-        self.networks = networks
+    client: EngineClient
+    watch: Watch
+    images: Images
+    networks: Networks
+    launcher: Launcher
 
 
 def _owner(state_dir: Path) -> str:
     """Whose containers these are: this directory's on this machine. A node that lost its data and
     starts again at the same place finds what it left running."""
     return hashlib.sha256(f"{socket.gethostname()}:{state_dir}".encode()).hexdigest()[:24]
-
-
-def _start_error(error: RefusedError) -> BacalhauError:
-    """Whether a start that was refused can go well another time."""
-    words = error.message.lower()
-    if any(text in words for text in _PORT_TAKEN):
-        return TransientError(f"a port is in use: {error.message}", reason="PortTaken")
-    if "network" in words and "not found" in words:
-        return TransientError(f"a network is gone: {error.message}", reason="NetworkGone")
-    if error.status == 400 or any(text in words for text in _NO_RETRY):
-        return TerminalError(f"it cannot be started: {error.message}", reason="StartFailed")
-    if error.status == 404:
-        return TransientError(f"the engine lost what it was to start: {error.message}")
-    return UnavailableError(f"the Docker engine failed: {error.message}")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _not_there(host: str) -> str:

@@ -111,7 +111,8 @@ class LogCopy:
     async def _frames(self, *, live: bool) -> AsyncGenerator[tuple[Stream, bytes], None]:
         frames = Frames()
         params = {"stdout": 1, "stderr": 1, "follow": int(live)}
-        answer = self._client.raw(f"/containers/{self._container}/logs", params)
+        path = f"/containers/{self._container}/logs"
+        answer = self._client.raw(path, params, may_pause=live)
         async with contextlib.aclosing(answer) as chunks:
             async for data in chunks:
                 # Each line is a frame of its own; what belongs together is written at once.

@@ -41,7 +41,7 @@ class DockerOptions:
     images_keep_seconds: float = 30 * 86400.0
     config_dir: Path | None = None
     starts_max: int = 3
-    start_seconds: float = 25.0
+    start_seconds: float = 20.0
     call_seconds: float = 20.0
     pull_seconds: float = 300.0
     pids_max: int = 1024

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bacalhau.engines.docker.records import Record, Shelf, Stop
 from bacalhau.engines.logfile import OutputLimitError
 from bacalhau_api.errors import BacalhauError, UnavailableError
 from bacalhau_controllers.contract import Clock
+from bacalhau_controllers.runner.guard import ENGINE_FAULT
 from bacalhau_controllers.runner.ports import Observation
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ RETRY_SECONDS_MAX = 5.0
 DRAIN_SECONDS = 20.0
 MISSED_MAX = 3
 """How often in a row a container must be neither found nor listed to be gone."""
+UNREAD_MAX = 3
+"""How often the log of what has ended may hang before it is given up, so that a result does not hang
+with it."""
 EVENT_SECONDS = 2.0
 _TAIL_BYTES = 512
 _SIGNALS = (137, 143)
@@ -49,6 +53,8 @@ class Watched:
     died: asyncio.Event = field(default_factory=asyncio.Event)
     foreign: str = ""
     is_cut: bool = False
+    unread: int = 0  # how often the engine hung when its log was read
+    log_lost: str = ""
     task: "asyncio.Task[None] | None" = None
 
 
@@ -64,6 +70,7 @@ class Watch:
         self._tasks: list[asyncio.Task[None]] = []
         self.life = ends.EngineLife()
         self._breaks = 0  # of the stream of events: how often the engine may have been away
+        self._life_at = -1  # after which of them it was looked at last
         self.on_end: Callable[[Record], Awaitable[None]] | None = None
 
     def open(self) -> None:
@@ -99,8 +106,16 @@ class Watch:
 
     async def look(self, run: str) -> dict[str, Any] | None:
         """The `State` of a run's container, None if there is none. Raises TransientError."""
+        found = await self.inspect(run)
+        return None if found is None else found["State"]
+
+    async def inspect(self, run: str) -> dict[str, Any] | None:
+        """All that the engine says of a run's container, None if there is none. Raises
+        TransientError."""
         try:
-            found = await self._client.ask("inspect_container", container_name(self._owner, run))
+            found: dict[str, Any] = await self._client.ask(
+                "inspect_container", container_name(self._owner, run)
+            )
         except RefusedError as error:
             if error.status == 404:
                 return None
@@ -108,16 +123,18 @@ class Watch:
         state = found.get("State")
         if not isinstance(state, dict) or "Status" not in state:
             raise _unclear("inspect", RefusedError(200, "the answer has no state"))
-        return state
+        return found
 
     async def look_at_engine(self) -> None:
         """Find out since when the engine runs. Raises TransientError."""
+        breaks = self._breaks
         try:
             info = await self._client.ask("info")
         except RefusedError as error:
             raise _unclear("say what it is", error) from error
         began = await self._client.in_thread(self._client.engine_began, "looking at the engine")
         self.life = ends.EngineLife(began, bool(info.get("LiveRestoreEnabled")))
+        self._life_at = breaks
 
     async def listed(self) -> dict[str, str]:
         """The runs that have a container of ours, and its state in one word."""
@@ -207,6 +224,9 @@ class Watch:
                 run.wake.clear()
                 try:
                     state = await self.look(run.record.run)
+                    if self._life_at != self._breaks and state is not None and ends.is_over(state):
+                        # It may be another engine that says so, which changes what it means.
+                        await self.look_at_engine()
                 except BacalhauError:
                     await self._pause(run, RETRY_SECONDS_MAX)
                     continue
@@ -314,17 +334,24 @@ class Watch:
         again = asyncio.create_task(copy.follow(live=False))
         try:
             await asyncio.wait({again})
-            return self._judge(run, again) or self._is_lost(again)
+            return self._judge(run, again) or self._is_lost(run, again)
         finally:
             await self._settle(again)
 
     @staticmethod
-    def _is_lost(reading: "asyncio.Task[None]") -> bool:
+    def _is_lost(run: Watched, reading: "asyncio.Task[None]") -> bool:
         """Whether the log itself cannot be read, now or ever: it ends here."""
         error = reading.exception()
-        return isinstance(error, FrameError) or (
-            isinstance(error, RefusedError) and error.status in (404, 500, 501)
+        if isinstance(error, UnavailableError) and error.reason == ENGINE_FAULT:
+            run.unread += 1
+        is_lost = (
+            run.unread >= UNREAD_MAX
+            or isinstance(error, FrameError)
+            or (isinstance(error, RefusedError) and error.status in (404, 500, 501))
         )
+        if is_lost:
+            run.log_lost = f"its log could not be read to its end: {error}"
+        return is_lost
 
     async def _settle(self, task: "asyncio.Task[None] | None") -> None:
         if task is not None:
@@ -357,10 +384,11 @@ class Watch:
                 async with asyncio.timeout(EVENT_SECONDS):
                     await run.died.wait()
         tail = _tail(Path(run.record.stderr)) if state.get("ExitCode") in (126, 127) else ""
-        await self._write_end(
-            run,
-            ends.ended(state, stop, stderr_tail=tail, foreign=run.foreign, life=self.life),
-        )
+        end = ends.ended(state, stop, stderr_tail=tail, foreign=run.foreign, life=self.life)
+        if run.log_lost:
+            words = end.message or (f"exit code {end.exit_code}" if end.exit_code else "")
+            end = replace(end, message=f"{words}; {run.log_lost}" if words else run.log_lost)
+        await self._write_end(run, end)
 
     async def _gone(self, run: Watched) -> None:
         stop = self._shelf.stop_of(run.record.run)

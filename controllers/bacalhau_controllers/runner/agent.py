@@ -40,6 +40,7 @@ from bacalhau_controllers.runner.ledger import (
 from bacalhau_controllers.runner.outbox import Room
 from bacalhau_controllers.runner.ports import (
     Engine,
+    Inventory,
     Link,
     Observation,
     Publisher,
@@ -95,7 +96,7 @@ class Snapshot(Model):
 class Agent:
     """One node's agent. `run` it once; `close` it afterwards.
 
-    Engines, storages and publishers are by type. The clock's `monotonic` must be comparable
+    Engines, storages and publishers are by type; `inventory` knows which inputs are here. The clock's `monotonic` must be comparable
     between agents within one boot of the machine (see AgentSettings).
     """
 
@@ -112,6 +113,7 @@ class Agent:
         rng: random.Random,
         ids: Ids,
         settings: AgentSettings,
+        inventory: Inventory | None = None,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
@@ -136,6 +138,7 @@ class Agent:
             allocator=Allocator(settings.policy.capacity, settings.policy.executions_max),
             slots=make_slots(settings),
             room=Room(writer, clock, settings.outbox_bytes_max, settings.calm_seconds),
+            inventory=inventory,
         )
         self.contact: Instant | None = None
         self._session = Session(node, link, self, writer, clock, rng, ids, settings.request_seconds)
@@ -314,6 +317,7 @@ class Agent:
             publishers=tuple(site.publisher_capabilities.values()),
             local_paths=settings.local_paths,
             executions_max=settings.policy.executions_max,
+            held_inputs=site.held_inputs,
             conditions=conditions,
         )
 

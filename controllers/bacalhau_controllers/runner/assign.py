@@ -85,17 +85,24 @@ def full_list(
     listed = {one.metadata.uid for one in assignments.executions}
     for uid, state in book.states.items():
         if uid in listed:
-            # Whether it waits for this is its worker's to know: the ledger may lag behind.
+            # Whether it waits for this is its worker's to know: the ledger may lag behind. In any
+            # case it is to look: the line may have broken when an earlier message was stored, and
+            # with it the message's handler, before the worker was told.
             needs_contact = book.executions[uid].spec.local_deadline_seconds is not None
-            if needs_contact and state.stage is not Stage.DONE:
-                orders.events.append((uid, LinkUp()))
+            if state.stage is not Stage.DONE:
+                orders.events.append((uid, LinkUp() if needs_contact else None))
         elif state.stage is Stage.DONE and uid in book.facts:
             # A fact that nobody wants is acknowledged as well.
             orders.last_words.append(uid)
         else:
             orders.events.append((uid, Unassigned()))
     listed = {one.metadata.uid for one in assignments.publications}
-    orders.publications += [(uid, Withdrawn()) for uid in book.publications if uid not in listed]
+    for uid in book.publications:
+        progress = book.publication_states.get(uid)
+        if uid not in listed:
+            orders.publications.append((uid, Withdrawn()))
+        elif progress is not None and not progress.report.phase.is_final:
+            orders.publications.append((uid, None))
     return orders
 
 

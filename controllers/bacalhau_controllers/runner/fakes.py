@@ -322,6 +322,7 @@ class FakePublisher:
         self._boundary = boundary
         self.errors: list[BacalhauError] = []
         self.delivered: dict[str, int] = {}
+        self.under_way: dict[str, Progress] = {}
 
     async def health(self) -> Health:
         """See Publisher."""
@@ -336,6 +337,10 @@ class FakePublisher:
         self.delivered[uid] = self.delivered.get(uid, 0) + 1
         await self._boundary("publisher.published")
         return SpecConfig(type="fake", params={"uid": uid})
+
+    def progress(self, uid: str) -> Progress | None:
+        """See Publisher."""
+        return self.under_way.get(uid)
 
 
 @dataclass(slots=True)

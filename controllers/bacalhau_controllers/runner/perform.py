@@ -21,15 +21,16 @@ from bacalhau_controllers.runner.ports import (
     Leash,
     Mount,
     Observation,
-    Progress,
     RunPhase,
     Use,
     Workload,
 )
+from bacalhau_controllers.runner.rates import Rate
 from bacalhau_controllers.runner.site import Site
 from bacalhau_controllers.runner.state import (
     Admit,
     AdmitFailed,
+    Admitted,
     Clean,
     Cleaned,
     CleanFailed,
@@ -159,7 +160,20 @@ async def _admit(site: Site, execution: Execution) -> Event:
         return AdmitFailed(error.message)
     except BacalhauError as error:
         refusals = [error.message] * len(execution.spec.task.input_sources)
-    return decide(execution, site.policy, site.offers(), refusals)
+    verdict = decide(execution, site.policy, site.offers(), refusals)
+    return await _probed(site, execution) if isinstance(verdict, Admitted) else verdict
+
+
+async def _probed(site: Site, execution: Execution) -> Event:
+    """What the operator's probes say to an execution that the node's rules let through."""
+    for probe in site.settings.probes:
+        try:
+            why = await probe.ask(execution)
+        except TransientError as error:
+            return AdmitFailed(error.message)
+        if why:
+            return Denied("ProbeRefused", f"{probe.name} refuses it: {why}")
+    return Admitted()
 
 
 async def _prepare(site: Site, execution: Execution, interim: Callable[[Event], None]) -> Event:
@@ -240,29 +254,14 @@ async def _tell_progress(
     site: Site, items: Sequence[InputSource], layout: Layout, interim: Callable[[Event], None]
 ) -> None:
     """Say now and then how far the inputs are, and how fast they come. Never ends by itself."""
-    before = site.clock.monotonic()
-    size_before = 0
+    rate = Rate(site.clock.monotonic())
     while True:
         await site.clock.sleep(site.settings.progress_seconds)
         places = [(site.storages.get(x.source.type), layout.input(n)) for n, x in enumerate(items)]
         known = [storage.progress(place) for storage, place in places if storage is not None]
         found = [progress for progress in known if progress is not None]
-        now = site.clock.monotonic()
-        size = sum(progress.done_bytes for progress in found)
-        if found:
-            rate = max(size - size_before, 0) / max(now - before, 0.001)
-            interim(Fetching(_progress_text(found, rate)))
-        before, size_before = now, size
-
-
-def _progress_text(found: Sequence[Progress], rate: float) -> str:
-    """Such as "312 of 1024 MiB, 98.5 MiB/s"."""
-    done = sum(progress.done_bytes for progress in found) / 2**20
-    totals = [progress.total_bytes for progress in found]
-    if None in totals:
-        return f"{done:.0f} MiB, {rate / 2**20:.1f} MiB/s"
-    total = sum(filter(None, totals)) / 2**20
-    return f"{done:.0f} of {total:.0f} MiB, {rate / 2**20:.1f} MiB/s"
+        if words := rate.of(found, site.clock.monotonic()):
+            interim(Fetching(words))
 
 
 async def _start(site: Site, execution: Execution, state: RunnerState, todo: Start) -> Event:

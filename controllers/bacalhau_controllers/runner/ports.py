@@ -12,8 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from bacalhau_api.v1.execution import Outputs, Publication
+from bacalhau_api.v1.execution import Execution, Outputs, Publication
 from bacalhau_api.v1.job import InputSource, Network, Resources, SpecConfig
+from bacalhau_api.v1.node import HeldInput
 from bacalhau_api.wire import (
     Ack,
     Applied,
@@ -240,6 +241,29 @@ class Storage(Protocol):
         ...
 
 
+class Inventory(Protocol):
+    """Knows what of jobs' inputs is on this node already."""
+
+    async def held_inputs(self) -> tuple[HeldInput, ...]:
+        """The largest ones, in a fixed order. Cheap where nothing changed; asked every few
+        seconds. Raises TransientError."""
+        ...
+
+
+class Probe(Protocol):
+    """The operator's own say on what this node runs, asked once its rules have said yes."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in refusals."""
+        ...
+
+    async def ask(self, execution: Execution) -> str:
+        """Empty if this node may run it; else the reason, for users. Raises TransientError if
+        there is no clear answer, which is no yes. Answers within its own deadline."""
+        ...
+
+
 class Publisher(Protocol):
     """Brings outputs to one type of target."""
 
@@ -249,6 +273,11 @@ class Publisher(Protocol):
 
     async def publish(self, publication: Publication, outputs: Path) -> SpecConfig:
         """Deliver the directory `outputs`; return where it is now. Idempotent."""
+        ...
+
+    def progress(self, uid: str) -> Progress | None:
+        """How far the publication with this uid is, in bytes of outputs; None if it is not under
+        way, or there is nothing to tell."""
         ...
 
 

@@ -19,6 +19,7 @@ from bacalhau_controllers.runner.ledger import (
     PutFact,
     PutPublicationState,
 )
+from bacalhau_controllers.runner.ports import Publisher
 from bacalhau_controllers.runner.publishing import (
     Begun,
     Called,
@@ -26,8 +27,10 @@ from bacalhau_controllers.runner.publishing import (
     PublicationEvent,
     PublishFailed,
     PublishLimits,
+    Sending,
     advance,
 )
+from bacalhau_controllers.runner.rates import Rate
 from bacalhau_controllers.runner.site import Site
 
 logger = logging.getLogger(__name__)
@@ -164,9 +167,24 @@ class PublicationWorker:
         layout = self._site.layout(execution)
         call = publisher.publish(publication, layout.outputs)
         seconds = self._site.settings.publish_try_seconds
-        location = await within(seconds, f"publisher {target}", call)
+        teller = asyncio.create_task(self._tell_progress(publisher), name=f"tell {self.uid}")
+        try:
+            location = await within(seconds, f"publisher {target}", call)
+        finally:
+            teller.cancel()
+            await asyncio.gather(teller, return_exceptions=True)
         outputs = state.report.outputs
         return Delivered(location, outputs.size_bytes if outputs else 0)
+
+    async def _tell_progress(self, publisher: Publisher) -> None:
+        """Say now and then how far the upload is, and how fast it goes. Never ends by itself."""
+        clock = self._site.clock
+        rate = Rate(clock.monotonic())
+        while True:
+            await clock.sleep(self._site.settings.progress_seconds)
+            progress = publisher.progress(self.uid)
+            if progress is not None:
+                self.post(Sending(rate.of([progress], clock.monotonic())))
 
     async def _end_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

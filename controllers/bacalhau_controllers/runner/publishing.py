@@ -33,6 +33,13 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """How far the attempt is, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """The outputs are at the target."""
 
@@ -76,7 +83,9 @@ class Woken:
     """The agent started, or the wait for the next attempt is over."""
 
 
-PublicationEvent = Begun | Delivered | PublishFailed | Called | Withdrawn | Wanted | Behind | Woken
+PublicationEvent = (
+    Begun | Sending | Delivered | PublishFailed | Called | Withdrawn | Wanted | Behind | Woken
+)
 
 
 def advance(
@@ -109,6 +118,11 @@ def advance(
                 attempts=attempts,
                 waiting=waiting,
             )
+        case Sending(text):
+            upload = state.report.waiting
+            if state.due is not None or upload is None or upload.message == text:
+                return state
+            return _told(state, waiting=upload.but(message=text))
         case Delivered(location, size_bytes):
             return _told(
                 state.but(due=None, detail=""),

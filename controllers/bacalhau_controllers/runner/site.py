@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bacalhau_api.meta import DEFAULT_NAMESPACE
 from bacalhau_api.v1.execution import Execution
-from bacalhau_api.v1.node import Capability
+from bacalhau_api.v1.node import Capability, HeldInput
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.runner.admission import Offers, Policy
 from bacalhau_controllers.runner.capacity import Allocator
@@ -14,7 +14,14 @@ from bacalhau_controllers.runner.commit import GroupCommit
 from bacalhau_controllers.runner.guard import GuardedEngine, plug_capability
 from bacalhau_controllers.runner.ledger import Book
 from bacalhau_controllers.runner.outbox import Room
-from bacalhau_controllers.runner.ports import Layout, Publisher, Storage, Workspace
+from bacalhau_controllers.runner.ports import (
+    Inventory,
+    Layout,
+    Probe,
+    Publisher,
+    Storage,
+    Workspace,
+)
 from bacalhau_controllers.runner.state import Instant, Limits
 
 
@@ -31,6 +38,7 @@ class AgentSettings:
 
     boot: str
     policy: Policy
+    probes: tuple[Probe, ...] = ()
     version: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     local_paths: tuple[str, ...] = ()
@@ -51,6 +59,8 @@ class AgentSettings:
     health_seconds: float = 10.0
     progress_seconds: float = 5.0
     """Between two words on how far inputs are."""
+    inventory_seconds: float = 5.0
+    """Between two looks at which inputs are here; each change of them is told."""
     sweep_seconds: float = 60.0
     tidy_seconds: float = 300.0
     retention_seconds: float = 7 * 86400.0
@@ -88,6 +98,8 @@ class Site:
     allocator: Allocator
     slots: Slots
     room: Room
+    inventory: Inventory | None = None
+    held_inputs: tuple[HeldInput, ...] = ()
     storage_capabilities: dict[str, Capability] = field(default_factory=dict)
     publisher_capabilities: dict[str, Capability] = field(default_factory=dict)
 

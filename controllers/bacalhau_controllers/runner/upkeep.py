@@ -15,6 +15,7 @@ from bacalhau_controllers.runner import machine
 from bacalhau_controllers.runner.guard import GuardedEngine, within
 from bacalhau_controllers.runner.ledger import Entry, LedgerFullError, PutContact, PutState
 from bacalhau_controllers.runner.perform import DISK_SECONDS
+from bacalhau_controllers.runner.ports import Inventory
 from bacalhau_controllers.runner.site import Site
 from bacalhau_controllers.runner.state import (
     CutOff,
@@ -76,12 +77,15 @@ class Upkeep:
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What is to run, by name, until cancelled."""
-        return {
+        loops = {
             "health": self._health_loop(),
             "sweep": self._sweep_loop(),
             "cut-off": self._cut_off_loop(),
             "tidy": self._tidy_loop(),
         }
+        if self._site.inventory is not None:
+            loops["inventory"] = self._inventory_loop(self._site.inventory)
+        return loops
 
     # -- plugs -----------------------------------------------------------------------------------
 
@@ -98,6 +102,17 @@ class Upkeep:
         if self._site.writer.full is not None and contact is not None:
             with contextlib.suppress(LedgerFullError):
                 await self._site.writer.commit([PutContact(contact)])
+
+    async def _inventory_loop(self, inventory: Inventory) -> None:
+        """Find out which inputs are here, so that others that read them come here too."""
+        while True:
+            try:
+                self._site.held_inputs = await within(
+                    DISK_SECONDS, "the input cache", inventory.held_inputs()
+                )
+            except BacalhauError as error:
+                logger.info("Postponed taking stock", extra={"error": error.message})
+            await self._site.clock.sleep(self._site.settings.inventory_seconds)
 
     # -- runs that nobody knows ------------------------------------------------------------------
 

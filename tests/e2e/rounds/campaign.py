@@ -19,9 +19,11 @@ from bacalhau_api.v1.node import Node
 from tests.e2e.cluster import ClusterError
 from tests.e2e.rounds import checks, faults
 from tests.e2e.rounds.checks import Findings
+from tests.e2e.rounds.faults import CUTS_RUNS
 from tests.e2e.rounds.fleet import Fleet, insist
 from tests.e2e.rounds.lab import Lab
 from tests.e2e.rounds.work import PROGRAMS, PROGRAMS_BY_NAME, Order, Program, orders, standing
+from tests.support.dockerd import DockerdError
 
 TROUBLE_SECONDS = 8.0
 """Faults and work begin within this time."""
@@ -70,7 +72,7 @@ class Campaign:
         self._root = root
         self._seed = seed
         self._agents = agents
-        self._program: Program = PROGRAMS_BY_NAME[program]
+        self._program: Program = PROGRAMS_BY_NAME[program]()
         self._fleets = 0
         self._fleet: Fleet | None = None
         self.kept: list[Path] = []
@@ -115,7 +117,7 @@ class Campaign:
                 seconds = time.monotonic() - began
                 if findings.is_clean:
                     await self._clear(client, work)
-            except* (ClusterError, BacalhauError, TimeoutError) as group_error:
+            except* (ClusterError, DockerdError, BacalhauError, TimeoutError) as group_error:
                 findings.stuck += [f"{error!r}"[:2000] for error in _leaves(group_error)]
                 seconds = time.monotonic() - began
             if not findings.is_clean:
@@ -145,7 +147,7 @@ class Campaign:
             is_calm = 0 if checks.unsettled(sight, work) else is_calm + 1
             if is_calm >= 3 or time.monotonic() > deadline:
                 names = {fault.kind.name for fault in plan}
-                found = checks.judge(fleet, sight, work, restarts=bool(names & _CUTS_RUNS))
+                found = checks.judge(fleet, sight, work, restarts=bool(names & CUTS_RUNS))
                 again = sum(e.spec.attempt > 0 for o in work for e in sight.of(o.job.name))
                 return found, again
             await asyncio.sleep(0.3)
@@ -213,6 +215,8 @@ class Campaign:
         """What it takes to find the cause: all objects, and the history of those in question."""
         lines = [*findings.lines(), "", *(str(fault) for fault in plan), ""]
         (fleet.root / "findings.txt").write_text("\n".join(lines))
+        for name, text in (await asyncio.to_thread(self._program.testimony)).items():
+            (fleet.root / name).write_text(text)
         words = {word.strip(":,") for line in findings.lines() for word in line.split()}
         with contextlib.suppress(BacalhauError, TimeoutError, OSError):
             objects: list[Node | Job | Execution | Acceptance] = []
@@ -228,10 +232,6 @@ class Campaign:
                         (fleet.root / f"history-{one.kind}-{one.name}.json").write_text(text)
             text = json.dumps([one.wire() for one in objects], indent=1)
             (fleet.root / "objects.json").write_text(text)
-
-
-_CUTS_RUNS = frozenset({"disk-full", "kill-zygote"})
-"""Faults that may end a run, or hide how it ended, so that it is right to run it again."""
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from bacalhau.client import AsyncClient
+from bacalhau.engines.docker.ends import LOG_LOST
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Acceptance, Desired, Execution, Phase
 from bacalhau_api.v1.job import Job, JobPhase, JobType
@@ -166,7 +167,8 @@ def _judge_attempt(
     if execution.phase is Phase.FAILED and report is not None and not report.is_system_fault:
         found.lost.append(f"{execution.name} failed: {report.reason} {report.message}")
     if execution.name in winners and report is not None:
-        if f"tick {order.ticks - 1}\n" not in report.stdout_tail:
+        is_told = LOG_LOST in report.message  # the engine's loss, not ours, if it is said
+        if f"tick {order.ticks - 1}\n" not in report.stdout_tail and not is_told:
             found.lost.append(f"{execution.name} has lost its output: {report.stdout_tail[-60:]!r}")
         if report.run > 1 and not restarts:
             found.doubled.append(f"{execution.name} was run {report.run} times")

@@ -11,10 +11,13 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from tests.e2e.cluster import ClusterError
+from tests.e2e.rounds.containers import DockerProgram
 from tests.e2e.rounds.fleet import Fleet, Station, empty, fill
 from tests.e2e.rounds.lab import FAIR, Weather
+from tests.support.dockerd import Dockerd
 
 PAST_THE_LIMIT_SECONDS = (11.0, 16.0)
 """Longer than the disconnect policies of the jobs allow, with the time it takes to be noticed."""
@@ -96,8 +99,48 @@ async def _pause_nats(fleet: Fleet, station: Station, seconds: float, rng: Rando
 
 
 async def _freeze(fleet: Fleet, station: Station, seconds: float, rng: Random) -> None:
-    """The whole machine: agent, fork server, workers."""
-    await _stopped(station.all_pids(), seconds)
+    """The whole machine: agent, engine, workloads."""
+    await _stopped(fleet.all_pids(station), seconds)
+
+
+async def _kill_engine(fleet: Fleet, station: Station, seconds: float, rng: Random) -> None:
+    """kill -9 of dockerd; the containers go on without it."""
+    engine = _engine(fleet, station)
+    await asyncio.to_thread(engine.kill)
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(engine.start)
+
+
+async def _kill_engine_hard(fleet: Fleet, station: Station, seconds: float, rng: Random) -> None:
+    """The same, and the one that comes after it ends all that ran."""
+    engine = _engine(fleet, station)
+    await asyncio.to_thread(engine.kill)
+    await asyncio.sleep(seconds)
+    engine.config = {}
+    await asyncio.to_thread(engine.start)
+
+
+async def _kill_node(fleet: Fleet, station: Station, seconds: float, rng: Random) -> None:
+    """Agent and engine at once, and again in any order."""
+    engine = _engine(fleet, station)
+    station.kill()
+    await asyncio.to_thread(engine.kill)
+    await asyncio.sleep(seconds)
+    await asyncio.gather(station.start(), asyncio.to_thread(engine.start))
+
+
+async def _pause_engine(fleet: Fleet, station: Station, seconds: float, rng: Random) -> None:
+    engine = _engine(fleet, station)
+    engine.pause()
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        engine.resume()
+
+
+def _engine(fleet: Fleet, station: Station) -> Dockerd:
+    assert isinstance(fleet.program, DockerProgram)
+    return fleet.program.engines[station.name]
 
 
 async def _stopped(pids: list[int], seconds: float) -> None:
@@ -163,11 +206,25 @@ KINDS: tuple[Kind, ...] = (
 )
 
 
+ENGINE_KINDS: tuple[Kind, ...] = (
+    Kind("kill-engine", _kill_engine, seconds=(0.0, 4.0)),
+    Kind("kill-engine-hard", _kill_engine_hard, seconds=(0.0, 2.0)),
+    Kind("kill-node", _kill_node, seconds=(0.0, 4.0)),
+    Kind("pause-engine", _pause_engine),
+)
+"""What befalls Docker Engines. It is drawn every other time where there are some."""
+
+CUTS_RUNS: Final = frozenset({"disk-full", "kill-zygote", "kill-engine-hard"})
+"""Faults that may end a run, or hide how it ended, so that it is right to run it again."""
+
+
 def draw(fleet: Fleet, rng: Random, seconds: float) -> list[Planned]:
     """Some faults of a round, in order of time."""
+    has_engines = isinstance(fleet.program, DockerProgram)
     found: list[Planned] = []
     for _ in range(rng.randint(2, 5)):
-        kind = rng.choice(KINDS)
+        kinds = ENGINE_KINDS if has_engines and rng.random() < 0.5 else KINDS
+        kind = rng.choice(kinds)
         target = "hub" if kind.on_hub else rng.choice(sorted(fleet.edges))
         at, lasts = rng.uniform(0.0, seconds), rng.uniform(*kind.seconds)
         found.append(Planned(kind, target, at, lasts, rng.getrandbits(32)))

@@ -133,7 +133,9 @@ class Fleet:
 
     def running(self) -> dict[str, set[str]]:
         """What really runs: ids of runs, by agent."""
-        return {e.name: self.program.running(e.process.data_dir) for e in self.edges.values()}
+        return {
+            e.name: self.program.running(e.name, e.process.data_dir) for e in self.edges.values()
+        }
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncClient]:
@@ -144,6 +146,7 @@ class Fleet:
     async def start(self, allow_path: str) -> None:
         """Start the orchestrator, then enrol and start the agents."""
         self.lab.small_disk(self.hub.process.data_dir, HUB_DISK_MEGABYTES)
+        await asyncio.to_thread(self.program.begin, list(self.edges))
         await self.hub.start()
         async with self.client() as client:
             for edge in self.edges.values():
@@ -153,6 +156,7 @@ class Fleet:
                     "--role", "compute", "--orchestrator", self.server, "--token", token,
                     "--name", edge.name, "--allow-path", allow_path, "--on-exit", "stop",
                     "--cpu", "8", "--memory", "4GB", "--disk", "1GB",
+                    *self.program.options(edge.name),
                 ]  # fmt: skip
                 await edge.start()
 
@@ -165,12 +169,17 @@ class Fleet:
         for station in self.stations:
             empty(station)
         for edge in self.edges.values():
-            for pid in edge.all_pids():
+            for pid in self.all_pids(edge):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
         with contextlib.suppress(ClusterError):
             os.kill(self.nats_pid(), signal.SIGCONT)
+        await asyncio.to_thread(self.program.heal)
         await asyncio.gather(*(station.start() for station in self.stations))
+
+    def all_pids(self, edge: Station) -> list[int]:
+        """Of everything on a node: agent, engine, workloads."""
+        return sorted({*edge.all_pids(), *self.program.pids(edge.name)})
 
     def nats_pid(self) -> int:
         """Of the NATS server. Raises ClusterError while none runs."""
@@ -187,10 +196,11 @@ class Fleet:
             if not left:
                 break
             await asyncio.sleep(0.1)
-        return left
+        return left + await asyncio.to_thread(self.program.leftovers)
 
     def destroy(self) -> None:
         """Kill what is left, and unmount the disks."""
+        self.program.end()
         for pid, line in list(_processes()):
             if f"{self.root}/" in line and pid not in (1, os.getpid()):
                 with contextlib.suppress(ProcessLookupError):

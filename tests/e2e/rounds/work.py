@@ -1,11 +1,11 @@
 """What a fleet has to do while things go wrong: jobs of all types, with each disconnect policy.
 
 A `Program` is how a job says "count so far, then end well" in one engine; another engine is another
-program, and everything else stays as it is.
+program (containers are in `containers.py`), and everything else stays as it is.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,6 +23,7 @@ from bacalhau_api.v1.job import (
     SpecConfig,
     Task,
 )
+from tests.e2e.rounds.containers import DockerProgram
 
 PROGRAMS = Path(__file__).parents[2] / "programs"
 FOR_EVER = 1_000_000
@@ -38,7 +39,7 @@ WINNERS: tuple[Literal["firstAccepted", "keepOriginal", "keepReplacement"], ...]
 
 
 class Program(Protocol):
-    """Work for one engine."""
+    """Work for one engine, and what that engine needs beside the agents."""
 
     name: str
 
@@ -46,8 +47,36 @@ class Program(Protocol):
         """Print `tick 0` to `tick N-1`, twenty a second, and end well."""
         ...
 
-    def running(self, data_dir: Path) -> set[str]:
-        """What really runs of it on the node with this data directory: ids of runs."""
+    def begin(self, nodes: Iterable[str]) -> None:
+        """Start what the agents of these nodes need."""
+        ...
+
+    def options(self, node: str) -> list[str]:
+        """What that node's `serve` is told of it."""
+        ...
+
+    def running(self, node: str, data_dir: Path) -> set[str]:
+        """What there really is of it on a node: ids of runs."""
+        ...
+
+    def pids(self, node: str) -> list[int]:
+        """Its processes on a node, beside those that the agent started."""
+        ...
+
+    def heal(self) -> None:
+        """Let everything go on that was stopped or killed."""
+        ...
+
+    def testimony(self) -> dict[str, str]:
+        """What it has to say when something went wrong: texts, by name of a file."""
+        ...
+
+    def leftovers(self) -> list[str]:
+        """What should be gone once all agents have ended and stopped their work, and is not."""
+        ...
+
+    def end(self) -> None:
+        """Stop it."""
         ...
 
 
@@ -67,7 +96,32 @@ class WasmProgram:
             resources=Resources(cpu_millis=100, memory_bytes=32 << 20),
         )
 
-    def running(self, data_dir: Path) -> set[str]:
+    def begin(self, nodes: Iterable[str]) -> None:
+        """See Program: the agents start all they need."""
+
+    def options(self, node: str) -> list[str]:
+        """See Program."""
+        return []
+
+    def pids(self, node: str) -> list[int]:
+        """See Program."""
+        return []
+
+    def heal(self) -> None:
+        """See Program."""
+
+    def testimony(self) -> dict[str, str]:
+        """See Program."""
+        return {}
+
+    def leftovers(self) -> list[str]:
+        """See Program."""
+        return []
+
+    def end(self) -> None:
+        """See Program."""
+
+    def running(self, node: str, data_dir: Path) -> set[str]:
         """See Program: by the records of workers, and by whether those processes live."""
         found: set[str] = set()
         with contextlib.suppress(FileNotFoundError):
@@ -79,7 +133,10 @@ class WasmProgram:
         return found
 
 
-PROGRAMS_BY_NAME: dict[str, Program] = {"wasm": WasmProgram()}
+PROGRAMS_BY_NAME: dict[str, Callable[[], Program]] = {
+    "wasm": WasmProgram,
+    "docker": DockerProgram,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,10 @@ async def test_output_that_is_too_long_is_cut_and_said(lab: Lab, engine: DockerE
     assert (seen.phase, seen.reason) == (RunPhase.EXITED, "OutputLimit")
     assert "300000" in seen.message
     assert workload.stdout.stat().st_size == 300_000
+    kept = lab.inspect(workload)["HostConfig"]["LogConfig"]
+    assert kept["Type"] == "local"
+    assert int(kept["Config"]["max-size"]) <= 32 * 300_000, "nor may the engine's copy fill it"
+    assert kept["Config"]["max-file"] == "1"
 
 
 async def test_every_line_of_quick_containers_is_kept(lab: Lab, engine: DockerEngine) -> None:

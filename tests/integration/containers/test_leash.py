@@ -2,6 +2,7 @@
 whether or not the agent lives."""
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 
@@ -37,9 +38,19 @@ async def test_ends_without_an_agent(lab: Lab, engine: DockerEngine) -> None:
 
 
 async def test_goes_on_while_contact_is_noted(lab: Lab, engine: DockerEngine) -> None:
-    workload = on_leash(lab, 6.0)
-    await engine.start(workload)
-    for _ in range(10):
-        note(lab.root / "contact", BOOT, time.clock_gettime(time.CLOCK_BOOTTIME))
-        await asyncio.sleep(0.8)
-    assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
+    workload = on_leash(lab, 8.0)
+    is_over = threading.Event()
+
+    def keep_contact() -> None:
+        while not is_over.wait(0.2):
+            note(lab.root / "contact", BOOT, time.clock_gettime(time.CLOCK_BOOTTIME))
+
+    contact = threading.Thread(target=keep_contact)
+    contact.start()
+    try:
+        await engine.start(workload)
+        await asyncio.sleep(9.0)
+        assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
+    finally:
+        is_over.set()
+        contact.join()

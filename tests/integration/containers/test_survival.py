@@ -1,13 +1,16 @@
 """Runs and their logs through the ends of everything else: agent, engine, containers."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from bacalhau.engines.docker import DockerEngine
+from bacalhau_api.errors import TransientError
 from bacalhau_api.v1.job import Resources
-from bacalhau_controllers.runner.ports import RunPhase
+from bacalhau_controllers.runner.ports import Mount, Observation, RunPhase
 from tests.support.docker_lab import SECONDS_MAX, Lab, output, until
 from tests.support.dockerd import Dockerd, running_dockerd
 
@@ -27,6 +30,17 @@ async def mortal_lab(mortal: Dockerd, tmp_path: Path) -> AsyncIterator[Lab]:
     lab = Lab(tmp_path, mortal)
     yield lab
     await lab.close()
+
+
+async def ended(engine: DockerEngine, run: str) -> Observation:
+    """How a run ended, asked until the engine has an answer."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while True:
+            with contextlib.suppress(TransientError):
+                seen = await engine.wait(run)
+                if seen.phase is not RunPhase.RUNNING:
+                    return seen
+            await asyncio.sleep(0.1)
 
 
 def numbers(count: int, word: str = "line") -> str:
@@ -195,3 +209,39 @@ async def test_an_engine_that_stands_still_for_a_while(mortal_lab: Lab) -> None:
         seen = await asyncio.wait_for(engine.wait(workload.id), SECONDS_MAX)
     assert seen.exit_code == 0
     assert output(workload) == numbers(40)
+
+
+async def test_an_end_while_the_engine_was_away_is_true_and_says_what_the_log_lacks(
+    mortal_lab: Lab,
+) -> None:
+    """What a container wrote while there was no engine goes with its pipe."""
+    lab = mortal_lab
+    lab.dockerd.config = {"live-restore": True}
+    await asyncio.to_thread(lab.dockerd.end)
+    await asyncio.to_thread(lab.dockerd.start)
+    gate = lab.root / "gate"
+    gate.mkdir()
+    script = "echo before; until [ -e /gate/go ]; do sleep 0.05; done; echo after; touch /gate/end"
+    engine = await lab.open()
+    mounts = (Mount(gate, "/gate", read_only=False),)
+    alone = lab.workload(f"{script}; exit 3", mounts=mounts)
+    goes_on = lab.workload("until [ -e /gate/on ]; do sleep 0.05; done; echo end", mounts=mounts)
+    await engine.start(alone)
+    await engine.start(goes_on)
+    await until(lambda: output(alone) == "before\n")
+    process = Path(f"/proc/{lab.inspect(alone)['State']['Pid']}")
+    await asyncio.to_thread(lab.dockerd.kill)
+    try:
+        (gate / "go").touch()
+        await until((gate / "end").exists)
+        await until(lambda: not process.exists())
+    finally:
+        await asyncio.to_thread(lab.dockerd.start)
+        lab.dockerd.config = {}
+    seen = await ended(engine, alone.id)
+    assert (seen.phase, seen.exit_code, seen.reason) == (RunPhase.EXITED, 3, "")
+    assert seen.message.startswith("exit code 3; it ended while the Docker engine was away; ")
+    (gate / "on").touch()
+    seen = await ended(engine, goes_on.id)
+    assert seen.exit_code == 0
+    assert output(goes_on) == "end\n"

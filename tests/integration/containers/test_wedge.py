@@ -3,10 +3,12 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from bacalhau.engines.docker.client import EngineClient
 from bacalhau.system import SystemClock
 from bacalhau_api.errors import TransientError, UnavailableError
 from bacalhau_controllers.runner.guard import ENGINE_FAULT, GuardedEngine
@@ -14,6 +16,7 @@ from bacalhau_controllers.runner.ports import RunPhase
 from bacalhau_controllers.runner.state import Limits
 from tests.support.docker_faults import FaultProxy, fault_proxy
 from tests.support.docker_lab import SECONDS_MAX, Lab, output, run, until
+from tests.support.dockerd import Dockerd
 
 START = r"POST .*/start"
 INSPECT = r"GET .*/containers/[^/]+/json"
@@ -40,19 +43,18 @@ async def test_a_wedged_engine_is_noticed_while_it_still_answers(
     await guard.check()
     running = lab.workload("sleep 3600")
     await guard.start(running)
-    proxy.add(START, "hang")
+    fault = proxy.add(START, "hang")
     stuck = lab.workload("echo once")
-    began = asyncio.get_running_loop().time()
     with pytest.raises(UnavailableError) as caught:
-        await guard.start(stuck)
-    assert asyncio.get_running_loop().time() - began < 20
+        await asyncio.wait_for(guard.start(stuck), SECONDS_MAX)
     assert caught.value.reason == ENGINE_FAULT
     await guard.check()
     assert (await engine.health()).is_available, "it answers questions, and so seems well"
     assert not guard.capability.available
     assert guard.capability.reason.startswith(ENGINE_FAULT)
-    with pytest.raises(UnavailableError):  # at once: others need not hang as well
-        await asyncio.wait_for(guard.start(lab.workload("true")), 1.0)
+    with pytest.raises(UnavailableError):  # others need not hang as well
+        await guard.start(lab.workload("true"))
+    assert fault.hits == 1
     assert (await guard.observe(running.id)).phase is RunPhase.RUNNING
     assert (await guard.observe(stuck.id)).phase is RunPhase.ABSENT
     assert (await guard.stop(running.id, 0.0)).reason == "Killed"
@@ -71,9 +73,28 @@ async def test_threads_that_hang_are_bounded_and_hold_up_nothing_else(
     starts = [asyncio.create_task(engine.start(lab.workload("true"))) for _ in range(5)]
     done = await asyncio.wait_for(asyncio.gather(*starts, return_exceptions=True), SECONDS_MAX)
     assert all(isinstance(error, UnavailableError) for error in done)
-    assert fault.hits <= 5
-    assert (await asyncio.wait_for(engine.observe(ended.id), 5)).exit_code == 4
+    assert fault.peak <= 2
+    assert (await asyncio.wait_for(engine.observe(ended.id), SECONDS_MAX)).exit_code == 4
     assert (await engine.health()).is_available
+
+
+async def test_many_streams_leave_room_for_calls(dockerd: Dockerd) -> None:
+    """A log for each of many containers, and a stop gets through all the same."""
+    client = EngineClient(dockerd.host, starts_max=2, call_seconds=20.0, start_seconds=20.0)
+    async with AsyncExitStack() as streams:
+        streams.push_async_callback(client.close)
+        for _ in range(150):
+            await streams.enter_async_context(client.stream("/events", {}))
+        raw = [client.raw("/events", {}, may_pause=True) for _ in range(150)]
+        reading = [asyncio.create_task(anext(one)) for one in raw]
+        try:
+            assert (await client.ask("info"))["OSType"] == "linux"
+        finally:
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+            for one in raw:
+                await one.aclose()
 
 
 async def test_a_start_whose_answer_is_lost_is_found_and_not_repeated(
@@ -117,9 +138,10 @@ async def test_lies_are_not_believed(lab: Lab, proxy: FaultProxy) -> None:
     engine = await lab.open(proxy.host)
     workload = lab.workload("sleep 2; echo end; exit 3")
     await engine.start(workload)
-    proxy.add(INSPECT, "lie", body={"State": {}}, count=1)
+    fault = proxy.add(INSPECT, "lie", body={"State": {}})
     with pytest.raises(TransientError):
         await engine.observe(workload.id)
+    proxy.faults.remove(fault)
     proxy.add(INSPECT, "error", status=404, count=3)
     proxy.add(LIST, "lie", body=[], count=1)
     await engine.start(workload)
@@ -129,13 +151,48 @@ async def test_lies_are_not_believed(lab: Lab, proxy: FaultProxy) -> None:
     assert output(workload) == "end\n"
 
 
+async def test_a_container_that_the_engine_lost_sight_of_does_not_run_beside_its_successor(
+    lab: Lab, proxy: FaultProxy
+) -> None:
+    """An engine that is killed while it starts a container may leave it running, and say later that
+    it was never started."""
+    engine = await lab.open(proxy.host)
+    workload = lab.workload("echo begin; exec sleep 3600")
+    await engine.start(workload)
+    await until(lambda: output(workload) == "begin\n")
+    await engine.close(keep_running=True)
+    found = lab.inspect(workload)
+    zero = "0001-01-01T00:00:00Z"
+    unborn = {"Status": "created", "StartedAt": zero, "FinishedAt": zero}
+    (lab.bench.state / "runs" / workload.id / "started").unlink()
+    listed = {"Labels": found["Config"]["Labels"], "State": "created"}
+    faults = [
+        proxy.add(LIST, "lie", body=[listed]),
+        proxy.add(INSPECT, "lie", body=found | {"State": unborn}),
+    ]
+    second = await lab.open(proxy.host)
+    process = Path(f"/proc/{found['State']['Pid']}")
+    await until(process.exists)
+    assert (await second.observe(workload.id)).phase is RunPhase.ABSENT
+    await until(lambda: not process.exists(), "its end")
+    for fault in faults:
+        proxy.faults.remove(fault)
+    await second.remove(workload.id)
+    await second.start(workload)
+    after = lab.inspect(workload)
+    assert after["Id"] != found["Id"]
+    assert (await second.observe(workload.id)).phase is RunPhase.RUNNING
+
+
 async def test_an_answer_that_is_no_json(lab: Lab, proxy: FaultProxy) -> None:
     engine = await lab.open(proxy.host)
     workload = lab.workload("sleep 3600")
     await engine.start(workload)
-    proxy.add(INSPECT, "lie", body=b"<html>", count=1)
+    # For all who ask: the watch over the run may ask at the same time.
+    fault = proxy.add(INSPECT, "lie", body=b"<html>")
     with pytest.raises(TransientError):
         await engine.observe(workload.id)
+    proxy.faults.remove(fault)
     assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
 
 
@@ -149,6 +206,16 @@ async def test_an_end_is_heard_of_without_events_and_logs_have_no_hole(
     seen = await run(engine, workload)
     assert seen.exit_code == 6
     assert output(workload).split() == [str(n) for n in range(1, 1001)]
+
+
+async def test_a_log_that_hangs_does_not_hold_up_the_end(lab: Lab, proxy: FaultProxy) -> None:
+    """The end is the true one, and says what is missing."""
+    proxy.add(LOGS, "hang")
+    engine = await lab.open(proxy.host, call_seconds=1.0)
+    workload = lab.workload("seq 10; exit 6")
+    seen = await run(engine, workload)
+    assert (seen.phase, seen.exit_code, seen.reason) == (RunPhase.EXITED, 6, "")
+    assert seen.message.startswith("exit code 6; its log could not be read to its end: ")
 
 
 async def test_a_stop_that_hangs_is_said_and_repeated(lab: Lab, proxy: FaultProxy) -> None:

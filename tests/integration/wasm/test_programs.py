@@ -13,7 +13,7 @@ def _needs_the_compiler() -> None:
     try:
         build_wasm.check_version()
     except RuntimeError as error:
-        pytest.skip(str(error))
+        pytest.fail(str(error))
 
 
 @pytest.mark.timeout(600)

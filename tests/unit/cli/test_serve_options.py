@@ -6,7 +6,7 @@ import pytest
 
 import bacalhau.serve
 from bacalhau.cli.app import run
-from bacalhau.settings import AllowedPath, ServeSettings
+from bacalhau.settings import AllowedPath, ProbeSettings, ServeSettings
 
 
 @pytest.fixture
@@ -103,3 +103,19 @@ def test_what_is_wrong_is_named(
     assert run(["serve", *words]) == 2
     assert named in capsys.readouterr().err
     assert served == []
+
+
+def test_whom_it_asks_and_what_it_gives_away(
+    served: list[ServeSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--probe-exec", "admit --fast", "--probe-http", "https://x/a", "--probe-timeout", "3"]
+    assert run(["serve", *words, "--allow-env", "CI_*", "--allow-env", "TZ"]) == 0
+    assert run(["serve"]) == 0
+    assert (served[0].allow_env, served[1].allow_env) == (("CI_*", "TZ"), ())
+    assert served[0].probes == ProbeSettings("admit --fast", "https://x/a", 3.0)
+    assert served[1].probes == ProbeSettings("", "", 10.0)
+    for wrong in ("localhost:80", "ftp://x", "http://", "http://x:99999/"):
+        assert run(["serve", "--probe-http", wrong]) == 2
+        assert "--probe-http" in capsys.readouterr().err
+    assert run(["serve", "--probe-timeout", "0"]) == 2
+    assert len(served) == 2

@@ -10,7 +10,7 @@ from bacalhau.engines.docker import ends, gpus
 from bacalhau.engines.docker.body import Place, PortMapping, create_body
 from bacalhau.engines.docker.images import Reference
 from bacalhau.engines.docker.logs import FrameError, Frames
-from bacalhau.engines.docker.networks import bridge_name
+from bacalhau.engines.docker.networks import Networks, bridge_name
 from bacalhau.engines.docker.options import DockerOptions, engine_host
 from bacalhau.engines.docker.ports import PortRange, variables
 from bacalhau.engines.docker.records import Record, Shelf, Stop
@@ -133,6 +133,41 @@ def test_what_an_engine_took_along(
     assert (seen.phase is RunPhase.VANISHED) is is_cut
 
 
+def test_a_start_that_was_cut_off_by_the_engines_death() -> None:
+    """The next engine runs it on, and says afterwards that it was never started."""
+    zero = "0001-01-01T00:00:00Z"
+    late = {"Status": "created", "StartedAt": zero, "FinishedAt": "2026-01-02T03:04:05.6Z"}
+    fresh = late | {"FinishedAt": zero}
+    assert (ends.is_over(late), ends.is_unborn(late)) == (True, False)
+    assert (ends.is_over(fresh), ends.is_unborn(fresh)) == (False, True)
+    life = ends.EngineLife(BEGAN.timestamp(), keeps_containers=True)
+    seen = ends.ended(late | {"ExitCode": 0}, life=life)
+    assert (seen.phase, seen.exit_code) == (RunPhase.EXITED, 0)
+    assert ends.LOG_LOST in seen.message
+    assert ends.ended(late | {"ExitCode": 3}, life=life).exit_code == 3
+    assert ends.ended(late | {"ExitCode": 143}, life=life).phase is RunPhase.VANISHED
+
+
+@pytest.mark.parametrize(
+    ("code", "started", "finished", "words"),
+    [
+        (0, -60, -10, "it ended while"),
+        (3, -60, -10, "exit code 3; it ended while"),
+        (0, -60, 1, "it ended while"),  # the new engine had hardly begun
+        (0, -60, 10, ""),
+        (0, 5, 10, ""),
+    ],
+)
+def test_what_a_log_may_lack_is_said(
+    code: int, started: float, finished: float, words: str
+) -> None:
+    life = ends.EngineLife(BEGAN.timestamp(), keeps_containers=True)
+    seen = ends.ended(state(code, started=started, finished=finished), life=life)
+    assert (seen.phase, seen.exit_code, seen.reason) == (RunPhase.EXITED, code, "")
+    assert seen.message.startswith(words)
+    assert (ends.LOG_LOST in seen.message) is bool(words)
+
+
 def test_moments() -> None:
     assert ends.moment("0001-01-01T00:00:00Z") is None
     assert ends.moment("") is None
@@ -225,6 +260,14 @@ def test_where_the_engine_is() -> None:
     assert engine_host(DockerOptions(), {}) == "unix:///var/run/docker.sock"
     assert engine_host(DockerOptions(), {"DOCKER_HOST": "unix:///a"}) == "unix:///a"
     assert engine_host(DockerOptions(host="unix:///b"), {"DOCKER_HOST": "unix:///a"}) == "unix:///b"
+
+
+async def test_no_more_jobs_with_network_http_than_networks_fit() -> None:
+    """Refused for now, before anything is made."""
+    networks = Networks(None, "owner", allows_private=False, jobs_max=0)  # type: ignore[arg-type]
+    record = Record(run="a.1", stdout="", stderr="", log_index="", output_bytes_max=0)
+    with pytest.raises(TransientError, match="as many as it may have"):
+        await networks.open_http(record)
 
 
 def test_names_of_bridges_fit_the_kernel() -> None:

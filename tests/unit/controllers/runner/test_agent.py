@@ -1,6 +1,7 @@
 """The agent over fakes, in virtual time: what a node does with and without an orchestrator."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from bacalhau.node.ledger import SqliteLedger
 from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
-from bacalhau_api.v1.execution import Desired, Phase, PublicationPhase
+from bacalhau_api.v1.execution import Desired, Execution, Phase, PublicationPhase
 from bacalhau_api.v1.job import JobType, Resources, RestartPolicy, SpecConfig
 from bacalhau_api.wire import Assignments, Changes, Refused
 from bacalhau_controllers.runner import machine
@@ -911,3 +912,93 @@ def test_reading_knows_what_is_over(loop: SimLoop) -> None:
     w.until_final("a")
     assert w.live.is_over("default", "a") is True
     assert w.live.state_of("uid-a").stage is Stage.DONE  # type: ignore[union-attr]
+
+
+# -- the operator's own say ------------------------------------------------------------------------
+
+
+class Asked:
+    """A probe that says what it is told to; None stands for no clear answer."""
+
+    name = "the gatekeeper"
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def ask(self, execution: Execution) -> str:
+        self.asked.append(execution.name)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise UnavailableError("the gatekeeper sleeps")
+        return answer
+
+
+def test_a_probe_that_says_no_rejects_with_its_reason(loop: SimLoop) -> None:
+    first, second = Asked(""), Asked("only on Sundays")
+    w = world(loop, probes=(first, second))
+    w.do(w.hub.assign(execution("a")))
+    (report,) = w.until_final("a")
+    assert (report.phase, report.reason) == (Phase.REJECTED, "ProbeRefused")
+    assert report.message == "the gatekeeper refuses it: only on Sundays"
+    assert first.asked == second.asked == ["a"]
+    assert w.engine.runs == {}
+
+
+def test_what_the_nodes_own_rules_refuse_is_not_asked_about(loop: SimLoop) -> None:
+    probe = Asked("")
+    w = world(loop, probes=(probe,))
+    w.do(w.hub.assign(execution("a", resources=Resources(gpu=1))))
+    assert w.until_final("a")[0].reason == "Capacity"
+    assert probe.asked == []
+
+
+def test_a_probe_that_has_no_answer_is_asked_again(loop: SimLoop) -> None:
+    probe = Asked(None, None, "")
+    w = world(loop, probes=(probe,))
+    w.do(w.hub.assign(execution("a")))
+    assert w.until_final("a")[0].phase is Phase.SUCCEEDED
+    assert len(probe.asked) == 3
+
+
+def test_a_probe_that_never_answers_is_a_fault_of_the_node_and_no_yes(loop: SimLoop) -> None:
+    w = world(loop, probes=(Asked(None),))
+    w.do(w.hub.assign(execution("a")))
+    (report,) = w.until_final("a")
+    assert (report.phase, report.reason) == (Phase.FAILED, "AdmissionFault")
+    assert report.is_system_fault
+    assert "the gatekeeper sleeps" in report.message
+    assert w.engine.runs == {}
+
+
+# -- a line that breaks while a message is being taken in ------------------------------------------
+
+
+def cut_off(w: World, loop: SimLoop, telling: Coroutine[Any, Any, object], steps: int) -> None:
+    """The message's handler is cancelled with its line, so many steps of the loop after it began;
+    then the line is back."""
+
+    async def cut() -> None:
+        task = asyncio.ensure_future(telling)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    loop.run_until_complete(cut())
+    assert w.hub.link is not None
+    w.hub.link.set_up(False)
+    loop.run_until_idle()
+    w.hub.link.set_up(True)
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_what_was_stored_of_a_message_that_was_cut_off_is_done(loop: SimLoop, steps: int) -> None:
+    w = world(loop)
+    cut_off(w, loop, w.hub.assign(execution("a", seconds=None)), steps)
+    w.until(lambda: "uid-a" in w.hub.reports and w.hub.report("a").phase is Phase.RUNNING)
+    cut_off(w, loop, w.hub.assign(stopped(execution("a", seconds=None))), steps)
+    assert w.until_final("a")[0].phase is Phase.STOPPED
+    cut_off(w, loop, w.hub.assign(publication(execution("a"))), steps)
+    w.until(lambda: "pub-a" in w.hub.publication_reports)
+    assert w.hub.problems == []

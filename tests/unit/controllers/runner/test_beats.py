@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bacalhau_api.errors import UnavailableError
-from bacalhau_api.v1.node import NodeInfo
+from bacalhau_api.errors import TransientError, UnavailableError
+from bacalhau_api.v1.node import HeldInput, NodeInfo
 from bacalhau_api.wire import Beat, Hello
 from bacalhau_controllers.runner.fakes import Reply, Request
 from bacalhau_controllers.runner.ports import Health
@@ -48,3 +48,27 @@ def test_what_went_unanswered_and_changed_back_is_said_again(
     w.until(lambda: w.live.info().engines[0].available, seconds_max=120)
     loop.advance(12)
     assert heard[-1].engines[0].available
+
+
+def test_which_inputs_are_here_is_told_when_it_changes(loop: SimLoop) -> None:
+    class Shelf:
+        held: tuple[HeldInput, ...] = ()
+
+        async def held_inputs(self) -> tuple[HeldInput, ...]:
+            if not self.held:
+                raise TransientError("the disk is busy")
+            return self.held
+
+    w = World(loop)
+    shelf = w.inventory = Shelf()
+    w.start()
+    loop.run_until_idle()
+    assert w.live.info().held_inputs == ()
+    shelf.held = (HeldInput(key="k", size_bytes=5, total_bytes=9),)
+    w.until(
+        lambda: any(b.info and b.info.held_inputs == shelf.held for b in w.hub.beats),
+        seconds_max=30,
+    )
+    shelf.held = ()
+    loop.advance(30)
+    assert w.live.info().held_inputs, "what could not be asked is as it was"
