@@ -85,6 +85,11 @@ def history_filter(ref: Ref, uid: str | None) -> str:
     return f"h.{_path(ref)}.{'*' if uid is None else encode_token(uid)}.*"
 
 
+def history_of_namespace(namespace: str) -> str:
+    """Covers all changes of all objects in a namespace."""
+    return f"h.*.{encode_token(namespace)}.>"
+
+
 def lease_subject(name: str) -> str:
     """Where a lease lies while it is held."""
     return f"l.{encode_token(name)}"

@@ -3,7 +3,8 @@ what lies where, `committer.py` for how writes travel."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, Self
@@ -33,6 +34,7 @@ from bacalhau.store.history import without_unhappened
 from bacalhau.store.lease import Leases
 from bacalhau.store.pending import Change, conflict, fenced, revision_of
 from bacalhau.store.stream import STREAM, Stream, StreamInfo
+from bacalhau.store.trim import trim
 from bacalhau_api.errors import UnavailableError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_controllers.contract import Clock, Ids
@@ -66,10 +68,15 @@ LIST_SECONDS: Final = 60.0
 _SKIPS_LOGGED: Final = 5
 # Decoded in a row, after which the event loop gets its turn.
 _ITEMS_PER_TURN: Final = 64
+_WRITTEN_KEPT: Final = 512
 
 
 class JetStreamStore:
-    """See Store. Open it before use, close it afterwards; it does not own the transport."""
+    """See Store. Open it before use, close it afterwards; it does not own the transport.
+
+    `history_seconds` is how long changes are remembered; `history_seconds_of` says it of single
+    namespaces, by name (None: no other), for what is written from then on.
+    """
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class JetStreamStore:
         stream: str = STREAM,
         replicas: int = 1,
         history_seconds: int = HISTORY_SECONDS,
+        history_seconds_of: Callable[[str], int | None] = lambda namespace: None,
         tombstone_seconds: int = TOMBSTONE_SECONDS,
         batches_max: int | None = None,
         commit_seconds: float = 10.0,
@@ -88,7 +96,8 @@ class JetStreamStore:
         self._clock = clock
         self._stream = Stream(transport, stream)
         self._replicas = replicas
-        self._history_ttl = f"{max(history_seconds, 1)}s"
+        self._history_seconds = history_seconds
+        self._history_seconds_of = history_seconds_of
         self._tombstone_seconds = max(tombstone_seconds, 1)
         tip = Tip()
         # In a cluster a second batch is refused while the first, under the same fence, is not yet
@@ -103,6 +112,7 @@ class JetStreamStore:
             deadline=commit_seconds,
         )
         self._leases = Leases(self._stream, clock, ids, tip)
+        self._written = _Written()
 
     async def open(self) -> StreamInfo:
         """Create or adapt the stream. Raises UnavailableError, InvalidError."""
@@ -152,18 +162,20 @@ class JetStreamStore:
         changes = [self._change(write, why, now, limit, uids) for write in writes]
         check_total_size(sum(len(change.data) for change in changes))
         first = await self._committer.commit(changes, why.fence)
-        return tuple(
-            write.resource.with_meta(resource_version=revision_of(first, i))
-            if isinstance(write, Put)
-            else None
-            for i, write in enumerate(writes)
-        )
+        results: list[Resource | None] = []
+        for i, (write, change) in enumerate(zip(writes, changes, strict=True)):
+            stored = None
+            if isinstance(write, Put):
+                stored = write.resource.with_meta(resource_version=revision_of(first, i))
+                self._written.note(stored, change.data)
+            results.append(stored)
+        return tuple(results)
 
     @asynccontextmanager
     async def watch(self, since: Cursor | None = None) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """See Store.watch."""
         async with Follow(self._stream, ALL_OBJECTS, since, self._tombstone_seconds) as follow:
-            yield _Events(follow)
+            yield _Events(follow, self._written)
 
     async def history(
         self, ref: Ref, *, limit: int = 1000, uid: str | None = None
@@ -174,6 +186,17 @@ class JetStreamStore:
         found = await without_unhappened(self._stream, list(entries.values()))
         newest = found[max(len(found) - limit, 0) :]
         return tuple(decode_history(e.subject, e.sequence, e.headers, e.data) for e in newest)
+
+    async def trim_history(
+        self,
+        namespace: str,
+        *,
+        oldest: datetime | None = None,
+        bytes_max: int | None = None,
+        young: datetime | None = None,
+    ) -> int:
+        """See store.HistoryKeeper."""
+        return await trim(self._stream, namespace, oldest=oldest, bytes_max=bytes_max, young=young)
 
     async def acquire_lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store.acquire_lease."""
@@ -229,10 +252,14 @@ class JetStreamStore:
             history_headers={
                 **history_headers(why, uid, now),
                 **operation,
-                TTL: self._history_ttl,
+                TTL: self._history_ttl(ref.namespace),
             },
             is_removal=isinstance(write, Delete),
         )
+
+    def _history_ttl(self, namespace: str) -> str:
+        own = self._history_seconds_of(namespace)
+        return f"{max(self._history_seconds if own is None else own, 1)}s"
 
     async def _uids_of(self, deletes: Sequence[Delete]) -> dict[Ref, str]:
         uids = await asyncio.gather(*map(self._uid_of, deletes))
@@ -251,15 +278,38 @@ class JetStreamStore:
         return decode_object(write.ref.kind, message.data, message.sequence).metadata.uid
 
 
+class _Written:
+    """What this process wrote last. A watch brings it all back a moment later, and it need not be
+    decoded for that."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[bytes, Resource]] = OrderedDict()
+
+    def note(self, stored: Resource, data: bytes) -> None:
+        """An object was stored with this payload."""
+        self._kept[stored.metadata.resource_version] = data, stored
+        if len(self._kept) > _WRITTEN_KEPT:
+            self._kept.popitem(last=False)
+
+    def find(self, item: Delivery) -> Resource | None:
+        """The object of a delivery, if it was stored here. The payload is compared, since a stream
+        that was made anew counts from the start."""
+        data, stored = self._kept.get(item.sequence, (b"", None))
+        return stored if data == item.data else None
+
+
 class _Decoder:
     """Decodes deliveries; skips what cannot be read, for one bad object must not hide all others.
     Of many such, few are logged: the first ones, then each time there are ten times as many."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: _Written | None = None) -> None:
+        self._written = written
         self._skipped = 0
 
     def __call__(self, item: Delivery) -> Resource | None:
         """The object, or None if it cannot be read."""
+        if self._written is not None and (known := self._written.find(item)) is not None:
+            return known
         try:
             return decode_object(parse_ref(item.subject).kind, item.data, item.sequence)
         except CorruptError as error:
@@ -275,9 +325,9 @@ class _Decoder:
 class _Events(AsyncIterator[WatchEvent]):
     """Deliveries as events."""
 
-    def __init__(self, follow: Follow) -> None:
+    def __init__(self, follow: Follow, written: _Written) -> None:
         self._follow = follow
-        self._decode = _Decoder()
+        self._decode = _Decoder(written)
 
     async def __anext__(self) -> WatchEvent:
         while True:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import dropwhile
 
 from bacalhau_api.errors import ConflictError, FencedError
 from bacalhau_api.meta import Ref, Resource
@@ -70,14 +71,21 @@ class _Mailbox(AsyncIterator[WatchEvent]):
             key, revision = event.resource.ref, _revision_of(event.resource)
         else:
             key, revision = event.ref, event.revision
-        unread = self._events.pop(key, None)
+        ends = self._ends_after(key)
+        self._events.pop(key, None)
         self._events[key] = event
         # What existed when the list began comes before its end, in whichever version.
-        for mark, end in list(self._events.items()) if unread is not None else ():
-            if isinstance(end, Synced):
-                del self._events[mark]
-                self._events[mark] = Synced(Cursor(end.cursor.epoch, revision))
+        for mark, end in ends:
+            del self._events[mark]
+            self._events[mark] = Synced(Cursor(end.cursor.epoch, revision))
         self._filled.set()
+
+    def _ends_after(self, key: Ref) -> list[tuple[Ref | int, Synced]]:
+        """The unread ends of lists that an unread event of this key comes before."""
+        if key not in self._events:
+            return []
+        later = dropwhile(lambda pair: pair[0] != key, self._events.items())
+        return [(mark, end) for mark, end in later if isinstance(end, Synced)]
 
     def mark(self, event: Restarted | Synced) -> None:
         """Add a mark that keeps its place in the order."""
@@ -188,6 +196,30 @@ class MemoryStore:
         self._drop_old_history(entries)
         found = [entry for entry in entries if uid in (None, entry.uid)]
         return tuple(found[max(len(found) - limit, 0) :])
+
+    async def trim_history(
+        self,
+        namespace: str,
+        *,
+        oldest: datetime | None = None,
+        bytes_max: int | None = None,
+        young: datetime | None = None,
+    ) -> int:
+        """See store.HistoryKeeper."""
+        await _Turn()
+        own = [entries for ref, entries in self._history.items() if ref.namespace == namespace]
+        for entries in own:
+            while entries and oldest is not None and entries[0].time < oldest:
+                entries.popleft()
+        if bytes_max is None:
+            return 0
+        total = sum(_entry_bytes(entry) for entries in own for entry in entries)
+        for entry in sorted((e for entries in own for e in entries), key=lambda e: e.revision):
+            if total <= bytes_max or (young is not None and entry.time >= young):
+                break
+            total -= _entry_bytes(entry)
+            self._history[entry.ref].remove(entry)
+        return total
 
     async def acquire_lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store.acquire_lease."""
@@ -327,6 +359,12 @@ class MemoryStore:
         limit = self._clock.now() - self._history_retention
         while entries and entries[0].time < limit:
             entries.popleft()
+
+
+def _entry_bytes(entry: HistoryEntry) -> int:
+    """About what a stored entry takes: the object, and who, when and why."""
+    size = len(entry.resource.encode()) if entry.resource is not None else 0
+    return size + len(entry.actor) + len(entry.reason) + len(entry.message) + 200
 
 
 def _revision_of(resource: Resource) -> int:

@@ -190,6 +190,26 @@ class Store(Protocol):
         ...
 
 
+class HistoryKeeper(Protocol):
+    """A store whose history can be shortened."""
+
+    async def trim_history(
+        self,
+        namespace: str,
+        *,
+        oldest: datetime | None = None,
+        bytes_max: int | None = None,
+        young: datetime | None = None,
+    ) -> int:
+        """Forget changes of a namespace's objects: those before `oldest`, and the oldest ones
+        while all together have more than `bytes_max` bytes, but for the latter none since `young`.
+        The objects themselves are not touched.
+
+        Returns how many bytes are left if `bytes_max` is given, else 0. Raises UnavailableError.
+        """
+        ...
+
+
 WRITES_MAX = 400
 """Most writes in one commit."""
 

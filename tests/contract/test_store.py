@@ -286,3 +286,60 @@ async def test_conflicts_do_not_disturb_others(rig: Rig) -> None:
     assert sum(isinstance(result, tuple) for result in results) == 40
     assert sum(isinstance(result, ConflictError) for result in results) == 20
     assert len((await rig.store.list("Node")).items) == 60
+
+
+async def changes(rig: Rig, ref: Ref) -> list[int]:
+    """The revisions that the history has of an object."""
+    return [entry.revision for entry in await rig.store.history(ref)]
+
+
+async def test_history_of_one_namespace_is_trimmed_by_age(rig: Rig) -> None:
+    mine, other = job("a", "mine"), job("a", "other")
+    first, elsewhere = await create(rig.store, mine, other)
+    gone = job("gone", "mine")
+    (at,) = await create(rig.store, gone)
+    await rig.store.commit([Delete(gone.ref, at)], WHY)
+    await rig.sleep(0.05)
+    moment = await rig.now()
+    await rig.sleep(0.05)
+    (stored,) = await rig.store.commit([Put(mine, first)], WHY)
+    assert await rig.keeper.trim_history("mine", oldest=moment) == 0
+    assert await changes(rig, mine.ref) == [revision(stored)]
+    assert await changes(rig, gone.ref) == []
+    assert await changes(rig, other.ref) == [elsewhere]
+    assert await rig.store.get(mine.ref) == stored, "the object itself stays"
+    await rig.sleep(0.05)
+    await rig.keeper.trim_history("mine", oldest=await rig.now())
+    assert await changes(rig, mine.ref) == []
+    (again,) = await rig.store.commit([Put(mine, revision(stored))], WHY)
+    assert await changes(rig, mine.ref) == [revision(again)], "it goes on after that"
+
+
+async def test_history_of_one_namespace_is_trimmed_by_size(rig: Rig) -> None:
+    items = [job(f"j{i}", "mine", filler="x" * 10_000) for i in range(6)]
+    made = [(await create(rig.store, item))[0] for item in items]
+    other = job("j", "other", filler="x" * 100_000)
+    await create(rig.store, other)
+    whole = await rig.keeper.trim_history("mine", bytes_max=10**9)
+    assert 60_000 < whole < 70_000
+    left = await rig.keeper.trim_history("mine", bytes_max=35_000)
+    assert 30_000 < left <= 35_000
+    kept = [at for item in items for at in await changes(rig, item.ref)]
+    assert kept == made[3:], "the oldest went"
+    assert len(await changes(rig, other.ref)) == 1
+    assert await rig.keeper.trim_history("mine", bytes_max=35_000) == left
+    assert await rig.keeper.trim_history("empty", bytes_max=0) == 0
+
+
+async def test_young_history_is_not_trimmed_for_its_size(rig: Rig) -> None:
+    old = job("old", "mine", filler="x" * 10_000)
+    await create(rig.store, old)
+    await rig.sleep(0.05)
+    young = await rig.now()
+    await rig.sleep(0.05)
+    new = job("new", "mine", filler="x" * 10_000)
+    await create(rig.store, new)
+    left = await rig.keeper.trim_history("mine", bytes_max=100, young=young)
+    assert left > 10_000
+    assert await changes(rig, old.ref) == []
+    assert len(await changes(rig, new.ref)) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bacalhau.nats.server import EmbeddedNats
+from bacalhau.store.jetstream import JetStreamStore
 from bacalhau_api.meta import ObjectMeta, OwnerReference, Ref
 from bacalhau_api.v1.job import Job, JobSpec, JobType, SpecConfig, Task
 from bacalhau_api.v1.node import Node, NodeSpec
@@ -16,6 +17,7 @@ from bacalhau_controllers.memory import MemoryStore
 from bacalhau_controllers.store import (
     Changed,
     Cursor,
+    HistoryKeeper,
     Put,
     Removed,
     Restarted,
@@ -77,6 +79,10 @@ class Rig(Protocol):
     """A store, and what can happen to it."""
 
     store: Store
+    keeper: HistoryKeeper
+
+    async def now(self) -> datetime:
+        """The time that the store gives to what it is told now."""
 
     async def crash(self) -> None:
         """The store's server dies and comes back with all that was acknowledged."""
@@ -98,7 +104,12 @@ class MemoryRig:
         self.clock = ManualClock()
         self.memory = MemoryStore(self.clock, strict=True)
         self.store: Store = self.memory
+        self.keeper: HistoryKeeper = self.memory
         self._epochs = itertools.count(2)
+
+    async def now(self) -> datetime:
+        """See Rig."""
+        return self.clock.now()
 
     async def crash(self) -> None:
         """Nothing that could be seen from outside."""
@@ -119,9 +130,14 @@ class MemoryRig:
 class JetStreamRig:
     """Over a real server."""
 
-    def __init__(self, server: EmbeddedNats, store: Store) -> None:
+    def __init__(self, server: EmbeddedNats, store: JetStreamStore) -> None:
         self.server = server
-        self.store = store
+        self.store: Store = store
+        self.keeper: HistoryKeeper = store
+
+    async def now(self) -> datetime:
+        """See Rig."""
+        return datetime.now(UTC)
 
     async def crash(self) -> None:
         """See Rig."""
