@@ -270,6 +270,11 @@ class RerunRequest(Model):
     """`nonce` makes asking twice the same as asking once; absent, each request runs it again."""
 
     nonce: str = Field(default="", max_length=64)
+    failed: bool = Field(
+        default=False,
+        description="Only the slots that hold no result, in the same generation: with the same "
+        "pinned inputs, beside the results that there are.",
+    )
 
 
 class LogResume(Model):

@@ -3,7 +3,7 @@
 Canonical and defaulted specs are stored and compared, so that a file applied again changes nothing,
 however its quantities, paths or parameter names are spelled. The generation grows only with what
 affects a run (`run_hash`). What the server owns (status, uid, finalizers, keys beginning with
-`bacalhau.org/`, `stopGeneration`, `rerunNonce`) outlives every submission.
+`bacalhau.org/`, `stopGeneration`, `rerunNonce`, `retryNonce`) outlives every submission.
 
 What has run stays run: the same run of a job that ended and was retired is not started again, and
 `spec.onChange` says what an edit of a job that runs to completion does.
@@ -18,7 +18,15 @@ from bacalhau_api.canonical import canonical_job
 from bacalhau_api.errors import ConflictError, InvalidError, Problem
 from bacalhau_api.meta import ObjectMeta
 from bacalhau_api.names import RESERVED_KEY_PREFIX, is_reserved
-from bacalhau_api.v1.job import Job, JobSpec, JobStatus, Resources, run_hash, without_run
+from bacalhau_api.v1.job import (
+    Job,
+    JobPhase,
+    JobSpec,
+    JobStatus,
+    Resources,
+    run_hash,
+    without_run,
+)
 from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
 from bacalhau_api.v1.retired import RetiredJob, RetiredJobSpec
@@ -71,17 +79,19 @@ def admit_job(
     namespace: Namespace | None = None,
     retired: RetiredJob | None = None,
     is_explicit: bool = False,
+    is_canonical: bool = False,
 ) -> Admitted:
     """Create or update a job. `existing` is what the store holds under the submitted name; `uid`
     is used if the job is new. `namespace` is the object of the job's namespace, which has defaults;
     `retired` is what is left of an earlier job of that name.
     `is_explicit`: the user asks for the run itself, so `onChange` does not hold it back.
+    `is_canonical`: the submitted job comes from `parse_manifests`, and need not be checked again.
 
     Raises InvalidError (the job is wrong, or changes its type), ConflictError (the existing job is
     being deleted).
     """
     wanted = _defaulted(
-        canonical_job(submitted),
+        submitted if is_canonical else canonical_job(submitted),
         namespace_defaults(namespace),
         existing or (retired.as_job() if retired is not None else None),
     )
@@ -164,6 +174,38 @@ def rerun(job: Job, nonce: str) -> Job:
     return job.but(spec=spec).with_meta(generation=job.metadata.generation + 1, annotations=notes)
 
 
+def rerun_failed(job: Job, nonce: str) -> Job:
+    """Try the slots again that hold no result, in the same generation: with the same pinned inputs
+    and references, beside the results that there are. Nothing changes if this very `nonce` was used
+    last.
+
+    Raises ConflictError if the job is not over, has nothing left to do, or never ends by itself.
+    """
+    if job.is_deleting:
+        raise ConflictError(
+            f"{job.ref} is being deleted", hint="apply its manifest once it is gone"
+        )
+    if job.spec.retry_nonce == nonce:
+        return job
+    if not job.spec.type.runs_to_completion:
+        raise ConflictError(
+            f"{job.ref} is a {job.spec.type}, whose slots are filled again by themselves",
+            hint=f"run all of it anew: bacalhau rerun {job.name}",
+        )
+    if not job.is_over:
+        raise ConflictError(
+            f"{job.ref} is not over; what fails is tried again as spec.retry says",
+            hint=f"wait for its end: bacalhau wait {job.name}",
+        )
+    if job.status.phase is JobPhase.COMPLETED:
+        raise ConflictError(
+            f"{job.ref} is complete: all of its slots hold a result",
+            hint=f"run all of it anew: bacalhau rerun {job.name}",
+        )
+    before = min(job.spec.stop_generation, max(job.metadata.generation, 1) - 1)
+    return job.but(spec=job.spec.but(retry_nonce=nonce, stop_generation=before))
+
+
 def held_spec(job: Job) -> JobSpec | None:
     """The spec that waits for `rerun`, if there is one."""
     text = job.metadata.annotations.get(HELD_SPEC, "")
@@ -207,10 +249,7 @@ def retire(job: Job, now: datetime) -> RetiredJob:
 def stop(job: Job) -> Job:
     """Stop the current generation. The job itself if there is nothing to stop: it was stopped, has
     ended, or is being deleted."""
-    has_ended = (
-        job.status.phase.is_final and job.status.observed_generation == job.metadata.generation
-    )
-    if job.is_stopped or job.is_deleting or has_ended:
+    if job.is_stopped or job.is_deleting or job.is_over:
         return job
     return job.but(spec=job.spec.but(stop_generation=max(job.metadata.generation, 1)))
 
@@ -259,7 +298,7 @@ def _created(wanted: Job, now: datetime, uid: str) -> Job:
         finalizers=(EXECUTIONS_FINALIZER,),
         owner_references=given.owner_references,
     )
-    spec = wanted.spec.but(stop_generation=0, rerun_nonce="")
+    spec = wanted.spec.but(stop_generation=0, rerun_nonce="", retry_nonce="")
     return Job(metadata=meta, spec=spec, status=JobStatus())
 
 
@@ -274,7 +313,7 @@ def _check_type(existing: Job, wanted: Job) -> None:
 def _retired(retired: RetiredJob, wanted: Job) -> Admitted | None:
     """Whether a job that was retired stays so. None: it is another run now, and starts."""
     old = retired.as_job()
-    spec = wanted.spec.but(rerun_nonce=old.spec.rerun_nonce)
+    spec = wanted.spec.but(rerun_nonce=old.spec.rerun_nonce, retry_nonce=old.spec.retry_nonce)
     again = f"run it again with `bacalhau rerun {old.name}`"
     ended = retired.spec.finished_at
     when = f" at {ended:%Y-%m-%d %H:%M} UTC" if ended else ""
@@ -296,6 +335,7 @@ def _updated(existing: Job, wanted: Job, *, is_explicit: bool) -> Admitted:
     spec = wanted.spec.but(
         stop_generation=existing.spec.stop_generation,
         rerun_nonce=existing.spec.rerun_nonce,
+        retry_nonce=existing.spec.retry_nonce,
         meta=_with_reserved(existing.spec.meta, wanted.spec.meta),
     )
     runs_anew = spec != existing.spec and run_hash(spec) != run_hash(_comparable(existing))
@@ -308,7 +348,8 @@ def _updated(existing: Job, wanted: Job, *, is_explicit: bool) -> Admitted:
     if runs_anew and not is_asked and spec.on_change != "rerun" and spec.type.runs_to_completion:
         held, runs_anew = spec.on_change, False
         if held == "manual":
-            notes[HELD_SPEC] = spec.but(stop_generation=0, rerun_nonce="").encode().decode()
+            bare = spec.but(stop_generation=0, rerun_nonce="", retry_nonce="")
+            notes[HELD_SPEC] = bare.encode().decode()
         spec = existing.spec.but(**without_run(spec))
     job = existing.but(spec=spec).with_meta(
         labels=_with_reserved(old.labels, wanted.metadata.labels),

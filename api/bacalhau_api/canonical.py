@@ -29,7 +29,7 @@ from bacalhau_api.v1.job import (
     SpecConfig,
     Task,
 )
-from bacalhau_api.v1.namespace import Namespace, Quota
+from bacalhau_api.v1.namespace import Namespace, Quota, Retention
 
 _AMOUNTS: Final[Mapping[str, tuple[str, Callable[[str], int] | None]]] = {
     "cpu": ("cpuMillis", parse_cpu),
@@ -152,6 +152,7 @@ _SPECIAL: Final[Mapping[object, Special]] = {
     (JobSpec, "constraints"): _constraints,
     (JobSpec, "tasks"): _tasks,
     (Quota, "storedResults"): _bytes,
+    (Retention, "historyBytes"): _bytes,
     Resources: _resources,
     DisconnectPolicy: _disconnect,
 }

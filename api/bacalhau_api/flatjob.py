@@ -19,7 +19,7 @@ _SERVER_OWNED: Final = {
     "id": "ID", "state": "State", "version": "Version", "revision": "Revision",
     "createtime": "CreateTime", "modifytime": "ModifyTime",
 }  # fmt: skip
-_SERVER_SPEC: Final = ("stopGeneration", "rerunNonce")
+_SERVER_SPEC: Final = ("stopGeneration", "rerunNonce", "retryNonce")
 _SPEC: Final = {name.lower(): name for name in fields_of(JobSpec) if name not in _SERVER_SPEC}
 _SPELLINGS: Final = {
     "url": "URL", "cid": "CID", "versionId": "VersionID", "checksumSha256": "ChecksumSHA256",
@@ -180,7 +180,7 @@ _FREE_FORM: Final = ("Env", "Meta", "Labels", "Annotations")
 
 def from_job(job: Job) -> dict[str, Any]:
     """The job in the flat form, as plain data: what its user gave, without what the server owns."""
-    spec = job.spec.but(stop_generation=0, rerun_nonce="").wire()
+    spec = job.spec.but(stop_generation=0, rerun_nonce="", retry_nonce="").wire()
     meta = job.metadata.wire()
     flat: dict[str, Any] = {pascal_name(name): meta[name] for name in _METADATA if name in meta} | {
         "Type": spec.pop("type")

@@ -37,7 +37,7 @@ SERVER_METADATA: Final = (
     "ownerReferences",
 )  # fmt: skip
 _RESOURCE_HOLDERS: Final = ("task", "defaults", "quota")
-SERVER_SPEC: Final = ("stopGeneration", "rerunNonce")
+SERVER_SPEC: Final = ("stopGeneration", "rerunNonce", "retryNonce")
 _MANIFEST_KEYS: Final = frozenset({"apiversion", "kind", "metadata", "spec"})
 
 

@@ -76,7 +76,8 @@ def remark_lines(plan: ObjectPlan) -> Iterator[str]:
         yield f"{plan.results_removed} accepted results leave the live set; the history keeps them"
     for verdict in plan.verdicts:
         scores = ", ".join(f"{k} {v:.2f}" for k, v in sorted(verdict.scores.items()))
-        yield f"slot {verdict.slot} goes to {verdict.node}, of {verdict.nodes_total} ({scores})"
+        data = f"; {verdict.data}" if verdict.data else ""
+        yield f"slot {verdict.slot} goes to {verdict.node}, of {verdict.nodes_total} ({scores}){data}"
 
 
 def execution_line(told: PlannedExecution) -> str:

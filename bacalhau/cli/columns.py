@@ -35,9 +35,19 @@ def _slots(item: Item, now: datetime) -> str:
     return f"{counts.get('succeeded', 0)}/{counts.get('total', 0)}"
 
 
-def _waiting(item: Item, now: datetime) -> str:
+def waits_for(item: Item) -> str:
+    """What something waits for, such as how far its inputs are."""
     waiting = dig(item, "status.waiting", None) or dig(item, "status.report.waiting", None) or {}
     return str(waiting.get("message") or waiting.get("what") or "-")
+
+
+def published(item: Item) -> str:
+    """How far the delivery of an execution's outputs is, where its publication was looked up."""
+    report = dig(item, "publication.status.report", None)
+    if report is None:
+        return "Pending" if "publication" in item else "-"
+    words = dig(report, "waiting.message") or dig(report, "message")
+    return f"{report.get('phase')}{f': {words}' if words else ''}"
 
 
 def slot_of(item: Item) -> str:
@@ -158,19 +168,19 @@ _NARROW: Final[dict[str, tuple[Column, ...]]] = {
 }  # fmt: skip
 _WIDE: Final[dict[str, tuple[Column, ...]]] = {
     "Job": (("GENERATION", _at("metadata.generation", "0")),
-            ("PRIORITY", _at("spec.priority", "0")), ("WAITS FOR", _waiting)),
+            ("PRIORITY", _at("spec.priority", "0")), ("WAITS FOR", lambda item, now: waits_for(item))),
     "Execution": (("JOB", _at("spec.job")), ("SLOT", lambda item, now: slot_of(item)),
-                  ("ATTEMPT", _at("spec.attempt", "0")), ("WAITS FOR", _waiting),
-                  ("MESSAGE", _message)),
+                  ("ATTEMPT", _at("spec.attempt", "0")), ("WAITS FOR", lambda item, now: waits_for(item)),
+                  ("PUBLISHED", lambda item, now: published(item)), ("MESSAGE", _message)),
     "Node": (("VERSION", _at("status.info.version")), ("LABELS", _labels)),
-    "Publication": (("JOB", _at("spec.job")), ("WAITS FOR", _waiting), ("MESSAGE", _message)),
+    "Publication": (("JOB", _at("spec.job")), ("WAITS FOR", lambda item, now: waits_for(item)), ("MESSAGE", _message)),
     "Acceptance": (("JOB", _at("spec.job")), ("SLOT", lambda item, now: slot_of(item))),
     "Source": (("PATH", _at("status.path")), ("MESSAGE", _at("status.message"))),
     "Namespace": (("RESULTS", _at("spec.quota.storedResults")),),
     "RetiredJob": (("RETIRED", _at("spec.retiredAt")), ("MESSAGE", _at("spec.message"))),
     "Claim": (("COMMIT", _at("spec.commit")), ("UID", _at("spec.uid"))),
     LOCAL_EXECUTION: (("JOB", _at("spec.job")), ("STAGE", _at("local.stage")),
-                      ("WAITS FOR", _waiting), ("MESSAGE", _message)),
+                      ("WAITS FOR", lambda item, now: waits_for(item)), ("MESSAGE", _message)),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Waiting for a job while somebody watches: one live line on a terminal, plain lines elsewhere."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +48,7 @@ def watched(
             if line is not None:
                 line.show(text)
 
+        told = Told(show)
         try:
             return client.wait(
                 job.name,
@@ -54,8 +56,10 @@ def watched(
                 goal=goal,
                 timeout_seconds=timeout_seconds,
                 generation=job.metadata.generation,
-                on_update=lambda seen: show(summary(seen)),
-                on_lost=lambda: show(f"{client.server} does not answer; trying again"),
+                revision=job.metadata.resource_version,
+                on_update=told.job,
+                on_execution=told.execution,
+                on_lost=lambda: told.lost(client.server),
             )
         except KeyboardInterrupt:
             if line is not None:
@@ -108,7 +112,7 @@ def _last_words(client: Client, job: Job) -> list[str]:
 def summary(job: Job) -> str:
     """A job's state in one line."""
     status, counts = job.status, job.status.slots
-    if status.observed_generation < job.metadata.generation:
+    if not job.is_observed:
         return f"job/{job.name} Pending"
     parts = [f"job/{job.name} {status.phase}"]
     if counts.total:
@@ -121,6 +125,42 @@ def summary(job: Job) -> str:
     if status.waiting is not None and not counts.running:
         parts.append(f"waiting: {status.waiting.message or status.waiting.what}")
     return clean(", ".join(parts))
+
+
+class Told:
+    """Passes on what is new of a job, and of one of its executions until that runs."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._summary = ""
+        self._name = ""
+        self._words = ""
+
+    def job(self, job: Job) -> None:
+        """It was looked at."""
+        if (text := summary(job)) != self._summary:
+            self._summary = text
+            self._show(text)
+
+    def lost(self, server: str) -> None:
+        """The server does not answer; when it does again, that is news."""
+        self._summary = self._words = ""
+        self._show(f"{server} does not answer; trying again")
+
+    def execution(self, execution: Execution) -> None:
+        """It does not run yet."""
+        self._name = self._name or execution.name
+        text = preparing(execution)
+        if execution.name == self._name and text != self._words:
+            self._words = text
+            self._show(text)
+
+
+def preparing(execution: Execution) -> str:
+    """What keeps an execution from running, in one line."""
+    waiting = execution.status.report.waiting if execution.status.report else None
+    words = f": {waiting.message or waiting.what}" if waiting is not None else ""
+    return clean(f"{execution.name} {execution.phase}{words}")
 
 
 class _Line:

@@ -8,7 +8,7 @@ import sys
 from bacalhau.cli.text import clean
 from bacalhau.version import VERSION
 
-SERVER_SECONDS = 1.0
+SERVER_SECONDS = 3.0
 
 
 def server_version(server: str) -> str | None:

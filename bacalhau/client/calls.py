@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError, create_model
 
 from bacalhau.client.errors import unreadable
-from bacalhau.kinds import API_ROOT, EXECUTION, JOB, NODE, KindNames, find_kind
+from bacalhau.kinds import API_ROOT, EXECUTION, JOB, NODE, PUBLICATION, KindNames, find_kind
 from bacalhau.replies import (
     Deleted,
     Explanation,
@@ -20,6 +20,7 @@ from bacalhau.replies import (
     JobApplied,
     JoinAnswer,
     JoinRequest,
+    LinkAnswer,
     ListMeta,
     LogResume,
     NodeApplied,
@@ -198,9 +199,9 @@ def stop(name: str, namespace: str, message: str) -> Call[Job]:
     return job_verb("stop", name, namespace, StopRequest(message=message))
 
 
-def rerun(name: str, namespace: str, nonce: str) -> Call[Job]:
+def rerun(name: str, namespace: str, nonce: str, *, failed: bool) -> Call[Job]:
     """Run a job again."""
-    return job_verb("rerun", name, namespace, RerunRequest(nonce=nonce))
+    return job_verb("rerun", name, namespace, RerunRequest(nonce=nonce, failed=failed))
 
 
 def node_verb(verb: str, name: str) -> Call[Node]:
@@ -228,6 +229,13 @@ def results(name: str, namespace: str, generation: int | None) -> Call[Results]:
     params = {"generation": str(generation)} if generation else {}
     path = JOB.path(namespace, name, "results")
     return Call("GET", path, tolerant(Results), params, is_repeatable=True)
+
+
+def link(publication: str, namespace: str, seconds: int) -> Call[LinkAnswer]:
+    """A link to a published archive. Made anew each time, and kept nowhere."""
+    path = PUBLICATION.path(namespace, publication, "link")
+    params = {"seconds": str(seconds)}
+    return Call("GET", path, tolerant(LinkAnswer), params, is_repeatable=True)
 
 
 def outputs(execution: str, namespace: str, after: str) -> Call[OutputsPage]:

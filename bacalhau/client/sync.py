@@ -17,6 +17,7 @@ from bacalhau.client.errors import WaitTimeoutError, connection_error, error_fro
 from bacalhau.client.layout import Layout
 from bacalhau.client.logposition import BACK, LOST, LogPosition, can_go_on
 from bacalhau.client.review import Reviews
+from bacalhau.client.running import seconds_left, wait_for_run
 from bacalhau.client.waiting import (
     Backoff,
     EventReader,
@@ -35,6 +36,7 @@ from bacalhau.replies import (
     HistoryItem,
     JobApplied,
     JoinAnswer,
+    LinkAnswer,
     LogRecord,
     NodeApplied,
     Results,
@@ -196,9 +198,17 @@ class Client(Reviews):
         """Stop the present generation of a job."""
         return self.send(calls.stop(name, namespace, message))
 
-    def rerun(self, name: str, namespace: str = DEFAULT_NAMESPACE, *, nonce: str = "") -> Job:
-        """Run a job again. The same nonce runs it once, however often it is sent."""
-        return self.send(calls.rerun(name, namespace, nonce))
+    def rerun(
+        self,
+        name: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        nonce: str = "",
+        failed: bool = False,
+    ) -> Job:
+        """Run a job again, or, with `failed`, only its slots that hold no result. The same nonce
+        runs it once, however often it is sent."""
+        return self.send(calls.rerun(name, namespace, nonce, failed=failed))
 
     def suspend(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> Job:
         """Start nothing more of a job until it is resumed."""
@@ -216,14 +226,58 @@ class Client(Reviews):
         goal: Goal = "complete",
         timeout_seconds: float | None = None,
         generation: int = 0,
+        revision: int = 0,
         on_update: Callable[[Job], None] = lambda job: None,
+        on_execution: Callable[[Execution], None] = lambda execution: None,
         on_lost: Callable[[], None] = lambda: None,
     ) -> Waited:
-        """Wait until a job is complete, delivered or running, or never will be.
+        """Wait until a job is complete, delivered or running, or never will be. It is running once
+        one of its executions really runs; `on_execution` is told of those that do not yet.
 
-        Survives restarts of the server; `on_lost` is called when it does not answer. Raises WaitTimeoutError, NotFoundError (there is no such
-        job, or it was deleted).
+        An older state of it than `generation` and `revision` (its resourceVersion) does not count.
+        Survives restarts of the server; `on_lost` is called when it does not answer. Raises
+        WaitTimeoutError, NotFoundError (there is no such job, or it was deleted).
         """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            waited = self._wait(
+                name,
+                namespace,
+                goal,
+                seconds_left(deadline),
+                generation,
+                revision,
+                on_update,
+                on_lost,
+            )
+            if waited is None:
+                break
+            job = waited.job
+            if goal != "running" or not waited.is_reached or job.is_over:
+                return waited
+            if wait_for_run(self, job, deadline, on_execution):
+                return waited
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        raise WaitTimeoutError(
+            f"job {name} was not {goal} after {timeout_seconds:g} s"
+            if timeout_seconds is not None
+            else f"the wait for job {name} ended",
+            hint=f"it goes on; wait again with: bacalhau wait {name}",
+        )
+
+    def _wait(
+        self,
+        name: str,
+        namespace: str,
+        goal: Goal,
+        timeout_seconds: float | None,
+        generation: int,
+        revision: int,
+        on_update: Callable[[Job], None],
+        on_lost: Callable[[], None],
+    ) -> Waited | None:
+        """By the job alone. None once the time is over."""
         fields = f"name={name}"
         uid = ""
         for update in self.watch(
@@ -239,15 +293,12 @@ class Client(Reviews):
                 continue
             uid = job.metadata.uid
             on_update(job)
+            if job.metadata.resource_version < revision:
+                continue  # from a server that has not heard of what we know
             verdict = judge(job, goal, generation)
             if verdict is not None:
                 return Waited(job, verdict)
-        raise WaitTimeoutError(
-            f"job {name} was not {goal} after {timeout_seconds:g} s"
-            if timeout_seconds is not None
-            else f"the wait for job {name} ended",
-            hint=f"it goes on; wait again with: bacalhau wait {name}",
-        )
+        return None
 
     def watch(
         self,
@@ -385,6 +436,13 @@ class Client(Reviews):
     ) -> Results:
         """The accepted results of a job."""
         return self.send(calls.results(name, namespace, generation))
+
+    def link(
+        self, execution: str, namespace: str = DEFAULT_NAMESPACE, *, seconds: int = 3600
+    ) -> LinkAnswer:
+        """A link by which anybody can download the published archive of an execution for so long:
+        as good as a password. Raises NotFoundError where there can be none."""
+        return self.send(calls.link(execution, namespace, seconds))
 
     def outputs(self, execution: str, namespace: str = DEFAULT_NAMESPACE) -> Iterator[OutputFile]:
         """The files that an execution left."""

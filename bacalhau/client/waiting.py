@@ -128,7 +128,7 @@ def judge(job: Job, goal: Goal, generation: int) -> bool | None:
     """True once a job has reached the goal in this generation or a later one, False once it never
     will, None while it is open."""
     status = job.status
-    if status.observed_generation < max(generation, job.metadata.generation):
+    if not job.is_observed or status.observed_generation < generation:
         return None
     if status.phase in (JobPhase.FAILED, JobPhase.STOPPED):
         return False

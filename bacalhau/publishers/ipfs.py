@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bacalhau.publishers import packing
+from bacalhau.publishers.underway import UnderWay
 from bacalhau.transfer.kubo import add_directory, kubo_health
 from bacalhau.transfer.progress import Transfer
 from bacalhau.transfer.threads import TransferThreads
 from bacalhau_api.errors import TransientError
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import SpecConfig
-from bacalhau_controllers.runner.ports import Health
+from bacalhau_controllers.runner.ports import Health, Progress
 
 STALL_SECONDS = 300.0
 """Kubo may be busy writing; the runner bounds the try as a whole."""
@@ -23,6 +24,7 @@ class IpfsPublisher:
     def __init__(self, *, api: str, threads: TransferThreads) -> None:
         self._api = api
         self._threads = threads
+        self._under_way = UnderWay()
 
     async def health(self) -> Health:
         """Whether the API answers."""
@@ -34,13 +36,18 @@ class IpfsPublisher:
         """Add all files; return the CID. Equal outputs have the same."""
         if not self._api:
             raise TransientError("this node has no IPFS API; see --ipfs-api")
-        transfer = Transfer()
-        cid = await self._threads.run(transfer, self._add, publication, outputs, transfer)
+        with self._under_way.begin(publication) as transfer:
+            cid = await self._threads.run(transfer, self._add, publication, outputs, transfer)
         return SpecConfig(type="ipfs", params={"cid": cid})
+
+    def progress(self, uid: str) -> Progress | None:
+        """See Publisher."""
+        return self._under_way.progress(uid)
 
     def _add(self, publication: Publication, outputs: Path, transfer: Transfer) -> str:
         try:
             paths = packing.sorted_files(outputs)
+            transfer.total = packing.total_bytes(outputs)
         except OSError as error:
             raise TransientError(
                 f"the outputs of {publication.spec.execution} cannot be read: {error.strerror}",

@@ -7,7 +7,7 @@ from pathlib import Path
 from bacalhau_api.errors import TransientError
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import SpecConfig
-from bacalhau_controllers.runner.ports import Health
+from bacalhau_controllers.runner.ports import Health, Progress
 
 
 class LocalPublisher:
@@ -36,3 +36,7 @@ class LocalPublisher:
             )
         params = {"node": self._node, "execution": publication.spec.execution}
         return SpecConfig(type="local", params=params)
+
+    def progress(self, uid: str) -> Progress | None:
+        """None: nothing moves."""
+        return None

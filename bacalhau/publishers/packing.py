@@ -10,7 +10,7 @@ import tarfile
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,8 +25,13 @@ ENTRIES_MAX = 100_000
 _READ_BYTES = 256 * 1024
 
 
-def packed(outputs: Path, *, stop: threading.Event | None = None) -> Iterator[bytes]:
-    """The tar.gz of a directory, in pieces of up to about BLOCK_BYTES.
+def packed(
+    outputs: Path,
+    *,
+    stop: threading.Event | None = None,
+    counted: Callable[[Iterator[bytes]], Iterator[bytes]] = iter,
+) -> Iterator[bytes]:
+    """The tar.gz of a directory, in pieces of up to about BLOCK_BYTES. `counted` sees what goes in.
 
     Holds a few blocks at a time, whatever the size. Raises TransientError if a file changes
     while it is read, OutputLimitError, UnreadableError, OSError.
@@ -35,7 +40,7 @@ def packed(outputs: Path, *, stop: threading.Event | None = None) -> Iterator[by
     with ThreadPoolExecutor(ahead - 1, thread_name_prefix="gzip") as pool:
         waiting: deque[Future[bytes]] = deque()
         try:
-            for block in _blocks(tar_pieces(outputs, stop=stop)):
+            for block in _blocks(counted(tar_pieces(outputs, stop=stop))):
                 waiting.append(pool.submit(_compressed, block))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from bacalhau.params import read_params
 from bacalhau.publishers import packing
+from bacalhau.publishers.underway import UnderWay
 from bacalhau.transfer.progress import Transfer
 from bacalhau.transfer.s3 import Bucket, S3Access, is_plain_key, translated
 from bacalhau.transfer.threads import TransferThreads
@@ -28,7 +29,7 @@ from bacalhau_api.errors import TerminalError, TransientError
 from bacalhau_api.params import S3Publisher as S3Params
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import SpecConfig
-from bacalhau_controllers.runner.ports import Health
+from bacalhau_controllers.runner.ports import Health, Progress
 
 PART_BYTES = 6 * 1024 * 1024
 PARTS_MAX = 9_000
@@ -46,6 +47,7 @@ class S3Publisher:
     def __init__(self, access: S3Access, threads: TransferThreads) -> None:
         self._access = access
         self._threads = threads
+        self._under_way = UnderWay()
 
     async def health(self) -> Health:
         """Needs nothing but the network, which is asked only for jobs."""
@@ -53,8 +55,12 @@ class S3Publisher:
 
     async def publish(self, publication: Publication, outputs: Path) -> SpecConfig:
         """Upload; return the place. Doing it again makes the same objects."""
-        transfer = Transfer()
-        return await self._threads.run(transfer, self._publish, publication, outputs, transfer)
+        with self._under_way.begin(publication) as transfer:
+            return await self._threads.run(transfer, self._publish, publication, outputs, transfer)
+
+    def progress(self, uid: str) -> Progress | None:
+        """See Publisher."""
+        return self._under_way.progress(uid)
 
     # -- in a thread -----------------------------------------------------------------------------
 
@@ -68,6 +74,7 @@ class S3Publisher:
         bucket = self._access.bucket(params.bucket, region=params.region, endpoint=params.endpoint)
         key = object_key(params, publication)
         try:
+            transfer.total = packing.total_bytes(outputs)
             if params.encoding == "plain":
                 found = _Plain(bucket, key, outputs, transfer).run()
             else:
@@ -118,7 +125,10 @@ def presigned_link(access: S3Access, location: SpecConfig, seconds: int) -> str:
     params = dict(location.params)
     key = str(params.get("key", ""))
     if location.type != "s3" or not key or key.endswith("/"):
-        raise TerminalError("only results that are one archive in S3 have a link")
+        raise TerminalError(
+            "only results that are one archive in S3 have a link: those of the publisher s3 with "
+            "the encoding gzip"
+        )
     if not 0 < seconds <= LINK_SECONDS_MAX:
         raise TerminalError(f"a link lasts from 1 to {LINK_SECONDS_MAX} seconds")
     bucket = access.bucket(
@@ -127,7 +137,10 @@ def presigned_link(access: S3Access, location: SpecConfig, seconds: int) -> str:
         endpoint=str(params.get("endpoint", "")),
     )
     if access.credentials is None:
-        raise TerminalError("there are no credentials here to sign links with")
+        raise TerminalError(
+            "the orchestrator has no S3 credentials to sign links with; it takes those of its "
+            "environment (AWS_ACCESS_KEY_ID), of a profile, or of its machine's role"
+        )
     with translated(bucket.place.shown(key)):
         link = bucket.client.generate_presigned_url(
             "get_object", Params={"Bucket": bucket.place.bucket, "Key": key}, ExpiresIn=seconds
@@ -183,7 +196,8 @@ class _Plain:
         with self._open(key, path) as file:
             size = os.fstat(file.fileno()).st_size
             pieces = iter(lambda: file.read(packing.BLOCK_BYTES), b"")
-            _Upload(self.bucket, key, size, side, self.transfer).run(pieces)
+            upload = _Upload(self.bucket, key, size, side, self.transfer)
+            upload.run(self.transfer.counted(pieces))
 
     @contextlib.contextmanager
     def _open(self, key: str, path: str) -> Iterator[BinaryIO]:
@@ -205,10 +219,10 @@ class _Archive:
     transfer: Transfer
 
     def run(self) -> dict[str, Any]:
-        size = packing.total_bytes(self.outputs)
+        size = self.transfer.total or 0
         upload = _Upload(self.bucket, self.key, size, self.side, self.transfer)
         with translated(self.bucket.place.shown(self.key), verb="write"):
-            return upload.run(packing.packed(self.outputs))
+            return upload.run(packing.packed(self.outputs, counted=self.transfer.counted))
 
 
 @dataclass(slots=True)
@@ -274,7 +288,6 @@ class _Upload:
                 etags[number] = self.bucket.client.upload_part(
                     **self._target(), UploadId=upload_id, PartNumber=number, Body=data
                 )["ETag"]
-                self.transfer.done += len(data)
             finally:
                 slots.release()
 
@@ -288,7 +301,6 @@ class _Upload:
                         and etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
                     ):
                         etags[number] = f'"{etag}"'
-                        self.transfer.done += len(data)
                         continue
                     slots.acquire()
                     sent.add(pool.submit(send, number, data))

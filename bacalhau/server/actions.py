@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bacalhau.server.ports import Services
-from bacalhau_api.admission import admit_job, admit_node, revive
+from bacalhau_api.admission import admit_job, admit_node, rerun_failed, revive
 from bacalhau_api.admission import rerun as with_nonce
 from bacalhau_api.admission import stop as stopped
 from bacalhau_api.errors import (
@@ -59,9 +59,11 @@ class Actions:
         create_only: bool = False,
         provenance: Provenance | None = None,
         reason: str = "",
+        is_canonical: bool = False,
     ) -> Applied:
         """Create a job or change it to what was submitted. `reason` replaces the history's usual
-        words; with it the run itself is asked for, so `onChange` does not hold it back.
+        words; with it the run itself is asked for, so `onChange` does not hold it back. With
+        `is_canonical` it comes from `parse_manifests`, and is not checked again.
 
         Raises InvalidError, ConflictError.
         """
@@ -94,6 +96,7 @@ class Actions:
                 # Who creates, rather than applies, asks for a run.
                 retired=retired if not create_only else None,
                 is_explicit=bool(reason),
+                is_canonical=is_canonical,
             )
             if admitted.outcome == "unchanged" and attempt == 0:
                 continue  # a promise about the present: look at the store itself
@@ -171,17 +174,18 @@ class Actions:
         """Stop the present generation. Stopping twice, or what has ended, changes nothing."""
 
         def change(job: Job) -> Job:
-            is_over = (
-                job.status.phase.is_final
-                and job.status.observed_generation == job.metadata.generation
-            )
-            return job if job.is_stopped or is_over else stopped(job)
+            return job if job.is_stopped or job.is_over else stopped(job)
 
         return await self._change(ref, Job, change, Why(actor, "Stopped", message))
 
-    async def rerun_job(self, ref: Ref, actor: str, nonce: str) -> Job:
+    async def rerun_job(
+        self, ref: Ref, actor: str, nonce: str, *, only_failed: bool = False
+    ) -> Job:
         """Run an unchanged job again, as a new generation. The same nonce runs it once. One that
-        ended and was retired is made anew."""
+        ended and was retired is made anew. With `only_failed` its generation goes on with the
+        slots that hold no result."""
+        if only_failed:
+            return await self._retry_failed(ref, actor, nonce)
         why = Why(actor, "RerunRequested")
         retired = await self._retired(ref, self._state.cache.get(ref), is_fresh=True)
         if retired is not None and await self._state.store.get(ref) is None:
@@ -192,6 +196,18 @@ class Actions:
             except ConflictError:
                 pass  # somebody else was faster: it is there now
         return await self._change(ref, Job, lambda job: with_nonce(job, nonce), why)
+
+    async def _retry_failed(self, ref: Ref, actor: str, nonce: str) -> Job:
+        try:
+            why = Why(actor, "RetryRequested")
+            return await self._change(ref, Job, lambda job: rerun_failed(job, nonce), why)
+        except NotFoundError:
+            if await self._retired(ref, None, is_fresh=True) is None:
+                raise
+            raise ConflictError(
+                f"{ref} has ended and was retired, with its results",
+                hint=f"run all of it anew: bacalhau rerun {ref.name}",
+            ) from None
 
     async def suspend_job(self, ref: Ref, actor: str, *, suspend: bool) -> Job:
         """Hold a job back, or let it go on."""

@@ -16,7 +16,7 @@ from bacalhau_api.v1.namespace import QUOTA_WAIT, Namespace
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_api.v1.retired import RetiredJob
 from bacalhau_controllers.disconnect import describe_disconnect
-from bacalhau_controllers.placement import RuleFinding
+from bacalhau_controllers.placement import LOCALITY, RuleFinding
 
 SLOTS_MAX = 50
 
@@ -37,6 +37,8 @@ def explain_job(
         space = job.ref.namespace
         remedies.append(f"raise the quota of namespace {space}, or stop something in it")
     if status.phase in (JobPhase.FAILED, JobPhase.STOPPED):
+        if job.spec.type.runs_to_completion and status.slots.total > 1:
+            remedies.append(f"run only what has no result: bacalhau rerun --failed {name}")
         remedies.append(f"run it again: bacalhau rerun {name}")
     return Explanation(
         kind="Job",
@@ -55,7 +57,7 @@ def explain_job(
 def _job_headline(job: Job) -> str:
     status, counts = job.status, job.status.slots
     why = status.message or status.reason
-    if status.observed_generation < job.metadata.generation:
+    if not job.is_observed:
         return "the job was changed a moment ago; its reconciler has not looked at it yet"
     if job.spec.suspend and not status.phase.is_final:
         return "the job is suspended by its user: nothing new is started"
@@ -100,9 +102,9 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """A placement decision in words."""
     if verdict.node:
         scores = ", ".join(f"{k} {v:.2f}" for k, v in sorted(verdict.scores.items()))
-        return [
-            f"slot {verdict.slot} was placed on {verdict.node}{f' ({scores})' if scores else ''}"
-        ]
+        placed = f"slot {verdict.slot} was placed on {verdict.node}"
+        lines = [f"{placed}{f' ({scores})' if scores else ''}"]
+        return [*lines, f"slot {verdict.slot}: {verdict.data}"] if verdict.data else lines
     lines = [f"slot {verdict.slot}: none of {verdict.nodes_total} nodes fits"]
     for rule in verdict.rejected:
         example = f", such as: {rule.example}" if rule.example else ""
@@ -225,17 +227,22 @@ def _others(verdict: Verdict) -> list[str]:
 def explain_pair(job: Job, node: Node, findings: Sequence[RuleFinding]) -> Explanation:
     """Explain whether one job could run on one node, by every rule."""
     misses = [f for f in findings if not f.is_ok]
+    besides = [f for f in findings if f.rule == LOCALITY]  # a reason, but no rule
+    count = len(findings) - len(besides)
     name = f"job {job.name}"
     if not misses:
-        headline = f"{name} fits node {node.name}: all {len(findings)} rules are met"
+        headline = f"{name} fits node {node.name}: all {count} rules are met"
     else:
         rules = ", ".join(f.rule for f in misses)
-        headline = f"{name} does not fit node {node.name}: {rules} of {len(findings)} rules not met"
+        headline = f"{name} does not fit node {node.name}: {rules} of {count} rules not met"
     return Explanation(
         kind="Node",
         name=node.name,
         headline=headline,
-        because=tuple(f"{f.rule}: {node.name} {f.message}" for f in misses or findings),
+        because=tuple(
+            f"{f.rule}: {node.name} {f.message}"
+            for f in ([*misses, *besides] if misses else findings)
+        ),
         remedies=tuple(dict.fromkeys(f.remedy for f in misses if f.remedy)),
         rules=tuple(
             RuleWords(rule=f.rule, ok=f.is_ok, message=f.message, remedy=f.remedy) for f in findings

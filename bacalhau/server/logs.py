@@ -114,8 +114,7 @@ class Logs:
         owned = [e for e in cache.owned_by(job.metadata.uid, "Execution")]
         mine = [e for e in owned if isinstance(e, Execution) and e.spec.slot.generation == wanted]
         mine.sort(key=lambda e: (e.spec.slot.partition, e.spec.slot.node, e.spec.attempt))
-        is_settled = job.status.observed_generation >= job.metadata.generation
-        is_over = (job.status.phase.is_final and is_settled) or wanted < job.metadata.generation
+        is_over = job.is_over or wanted < job.metadata.generation
         return is_over, mine
 
     def _join(

@@ -64,7 +64,12 @@ def _add_create(router: APIRouter, context: Context) -> None:
             request, Job, namespace=namespace, name=None, default_name=default_name
         )
         applied = await context.actions.apply_job(
-            job, actor_of(request), dry_run=dry_run, create_only=True, provenance=origin
+            job,
+            actor_of(request),
+            dry_run=dry_run,
+            create_only=True,
+            provenance=origin,
+            is_canonical=True,
         )
         return _applied(applied, warnings, status=201)
 
@@ -90,7 +95,7 @@ def _add_apply(router: APIRouter, context: Context) -> None:
         context.cache  # noqa: B018 - refuses while the cache is being filled
         job, warnings = await read_manifest(request, Job, namespace=namespace, name=name)
         applied = await context.actions.apply_job(
-            job, actor_of(request), dry_run=dry_run, provenance=origin
+            job, actor_of(request), dry_run=dry_run, provenance=origin, is_canonical=True
         )
         return _applied(applied, warnings, status=201 if applied.outcome == "created" else 200)
 
@@ -136,13 +141,16 @@ def _add_stop_and_rerun(router: APIRouter, context: Context) -> None:
         job = await context.actions.stop_job(ref, actor_of(request), asked.message)
         return object_response(job)
 
-    @router.post(**verb("rerun", RerunRequest, "Run an unchanged job again"))
+    @router.post(**verb("rerun", RerunRequest, "Run an unchanged job again, or what of it failed"))
     async def rerun(request: Request, namespace: str, name: str) -> Response:
         context.cache  # noqa: B018 - refuses while the cache is being filled
         asked = await read_json(request, RerunRequest, required=False)
         nonce = asked.nonce or context.services.ids.uid()[:12]
         ref = path_ref("Job", namespace, name)
-        return object_response(await context.actions.rerun_job(ref, actor_of(request), nonce))
+        job = await context.actions.rerun_job(
+            ref, actor_of(request), nonce, only_failed=asked.failed
+        )
+        return object_response(job)
 
 
 def _add_suspend(router: APIRouter, context: Context) -> None:

@@ -14,7 +14,7 @@ from bacalhau.server.context import Context
 from bacalhau.server.reply import object_response
 from bacalhau.server.routes_objects import READ_ERRORS, object_path, path_parameters, path_ref
 from bacalhau_api.errors import NotFoundError, UnavailableError
-from bacalhau_api.v1.execution import Publication
+from bacalhau_api.v1.execution import Execution, Publication
 
 SECONDS_DEFAULT = 3600
 SECONDS_MAX = 7 * 86400
@@ -39,9 +39,20 @@ def add_routes(router: APIRouter, context: Context) -> None:
     ) -> Response:
         parts = request.path_params
         ref = path_ref("Publication", parts["namespace"], parts["name"])
-        report = context.find(Publication, ref).status.report
+        if context.cache.get(ref) is None:
+            execution = context.find(Execution, path_ref("Execution", ref.namespace, ref.name))
+            raise NotFoundError(
+                f"the outputs of {ref.name} are not published: its result was not accepted, or job "
+                f"{execution.spec.job} names no publisher"
+            )
+        publication = context.find(Publication, ref)
+        report = publication.status.report
         if report is None or report.location is None:
-            raise NotFoundError(f"{ref.name} is not published yet")
+            why = f": {report.message or report.reason}" if report and report.reason else ""
+            raise NotFoundError(
+                f"{ref.name} is not published yet{why}",
+                hint=f"bacalhau wait {publication.spec.job} --for delivered",
+            )
         if context.services.sign is None:
             raise UnavailableError("this orchestrator signs no links")
         url = await context.services.sign(report.location, seconds)

@@ -6,15 +6,20 @@ what it got is kept for the next try. The disk's part is in `content.py`.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from bacalhau.storages.content import Blob, ContentStore, Draft, Known, Usage
+from bacalhau.storages.content import ContentStore, Usage
+from bacalhau.storages.draft import Blob, Draft, Known
 from bacalhau.transfer.progress import Transfer
 from bacalhau.transfer.threads import TransferThreads
-from bacalhau_controllers.runner.ports import Progress
+from bacalhau_api.errors import TransientError
+from bacalhau_api.locality import input_key
+from bacalhau_api.v1.job import InputSource
+from bacalhau_api.v1.node import HeldInput
+from bacalhau_controllers.runner.ports import Progress, Use
 
 T = TypeVar("T")
 
@@ -36,6 +41,11 @@ class Fetch:
         return await self.threads.run(self.transfer, function, *args)
 
 
+def use_key(item: InputSource, use: Use) -> str:
+    """The key of what an execution reads of an input (see `bacalhau_api.locality`)."""
+    return input_key(item.source, use.partition, use.partitions)
+
+
 Bring = Callable[[Fetch], Awaitable[Blob]]
 
 
@@ -51,10 +61,12 @@ class _Flight:
 @dataclass(slots=True)
 class Hold:
     """Contents that one input needs, kept until it has them. `total` are all its bytes, if that
-    is known before they come; `finished` those that are here."""
+    is known before they come; `finished` those that are here. By `key` the node tells later that
+    it holds the input (see `bacalhau_api.locality`)."""
 
     cache: "InputCache"
     place_at: Path
+    key: str = ""
     total: int | None = None
     finished: int = 0
     held: list[str] = field(default_factory=list)
@@ -91,7 +103,12 @@ class Hold:
         self, files: Mapping[str, Blob], links: Mapping[str, str] | None = None
     ) -> Path:
         """Link contents into the input's own directory; return that, read-only for workloads."""
-        return await self.cache.threads.quick(self.cache.store.place, files, self.place_at, links)
+        store, quick = self.cache.store, self.cache.threads.quick
+        placed = await quick(store.place, files, self.place_at, links)
+        if self.key:
+            with suppress(TransientError):  # only a hint: the input is there whatever becomes of it
+                await quick(store.note_input, self.key, tuple(files.values()))
+        return placed
 
 
 class InputCache:
@@ -104,9 +121,10 @@ class InputCache:
         self._holds: dict[Path, Hold] = {}
 
     @asynccontextmanager
-    async def hold(self, into: Path) -> AsyncIterator[Hold]:
-        """Contents obtained within are not evicted until the end of the block."""
-        hold = Hold(self, into)
+    async def hold(self, into: Path, key: str = "") -> AsyncIterator[Hold]:
+        """Contents obtained within are not evicted until the end of the block. `key` is that of
+        the input (`bacalhau_api.locality`)."""
+        hold = Hold(self, into, key)
         self._holds[into] = hold
         try:
             yield hold
@@ -123,6 +141,10 @@ class InputCache:
     def usage(self) -> Usage:
         """How full it is."""
         return self.store.usage()
+
+    async def held_inputs(self) -> tuple[HeldInput, ...]:
+        """See Inventory."""
+        return await self.threads.quick(self.store.held_inputs)
 
     async def close(self) -> None:
         """End what is under way."""

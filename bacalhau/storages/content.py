@@ -8,28 +8,25 @@ An execution gets hard links in a directory of its own, mounted read-only. So th
 who uses what: a content may be evicted only while the cache alone holds it, and no crash can leave
 a use behind that nobody has. What is evicted first is what was used longest ago.
 
-Blocking and thread-safe. Who waits for whom is in `cache.py`.
+Blocking and thread-safe. How a content comes is in `draft.py`, who waits for whom in `cache.py`.
 """
 
-import contextlib
-import ctypes
-import errno
 import hashlib
-import json
 import os
 import shutil
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
+from bacalhau.storages import held
+from bacalhau.storages.disk import disk, fsync_path, link, make_parents, sync_file_system
+from bacalhau.storages.draft import Blob, Draft, Known
 from bacalhau_api.errors import TerminalError, TransientError
-
-FLUSH_BYTES: Final = 256 * 1024 * 1024
-"""Of a long transfer, between two points from which it could go on after a power failure."""
+from bacalhau_api.v1.node import HeldInput
 
 _FLUSH_SINGLY_MAX: Final = 16
 _SCHEMA: Final = """
@@ -52,23 +49,6 @@ class CacheFullError(TransientError):
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """One whole content."""
-
-    sha256: str
-    size_bytes: int
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What a source had last time; `note` is the fetcher's own, such as an ETag."""
-
-    blob: Blob
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Bytes in the cache now, its bound, and what a fetch may still bring."""
 
@@ -87,10 +67,11 @@ class ContentStore:
     def __init__(self, root: Path, *, bytes_max: int, boot: str) -> None:
         self.root = root
         self.bytes_max = bytes_max
-        self._boot = boot
+        self.boot = boot
         self._lock = threading.RLock()
         self._holds: Counter[str] = Counter()
         self._reserved: dict[str, int] = {}
+        self._held: tuple[HeldInput, ...] | None = None
         with disk("the input cache cannot be opened"):
             for name in ("blobs", "partial"):
                 (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -174,7 +155,7 @@ class ContentStore:
 
     # -- bringing --------------------------------------------------------------------------------
 
-    def draft(self, identity: str) -> "Draft":
+    def draft(self, identity: str) -> Draft:
         """A content on its way, with what an earlier try left of it. One at a time for each
         identity; see `cache.py`."""
         key = hashlib.sha256(identity.encode()).hexdigest()
@@ -199,7 +180,7 @@ class ContentStore:
                 self._make_room(size - before, key)
                 self._reserved[key] = size
 
-    def commit(self, draft: "Draft", sha256: str, size: int, note: str) -> Blob:
+    def commit(self, draft: Draft, sha256: str, size: int, note: str) -> Blob:
         """Take a finished draft in. Its file moves."""
         with self._lock, disk("the input cache cannot be written"):
             path = self._path(sha256)
@@ -210,7 +191,7 @@ class ContentStore:
                 os.replace(draft.path, path)
                 self._db.execute(
                     "insert into blobs values (?, ?, ?, ?, ?, 0)",
-                    (sha256, size, os.lstat(path).st_mtime_ns, self._tick(), self._boot),
+                    (sha256, size, os.lstat(path).st_mtime_ns, self._tick(), self.boot),
                 )
                 self._blob_bytes += size
             self.remember(draft.identity, sha256, note)
@@ -232,7 +213,7 @@ class ContentStore:
                     os.replace(path, target)
                     self._db.execute(
                         "insert into blobs values (?, ?, ?, ?, ?, 0)",
-                        (digest, size, os.lstat(target).st_mtime_ns, self._tick(), self._boot),
+                        (digest, size, os.lstat(target).st_mtime_ns, self._tick(), self.boot),
                     )
                     self._blob_bytes += size
                 elif is_executable:
@@ -247,6 +228,19 @@ class ContentStore:
                 "insert or replace into sources values (?, ?, ?, ?)",
                 (identity, sha256, note, self._tick()),
             )
+
+    def note_input(self, key: str, contents: Iterable[Blob]) -> None:
+        """Note what an input with this key consists of."""
+        with self._lock, disk("the input cache cannot be written"):
+            held.note(self._db, key, contents, self._tick())
+            self._held = None
+
+    def held_inputs(self) -> tuple[HeldInput, ...]:
+        """The inputs of which most is here."""
+        with self._lock, disk("the input cache cannot be read"):
+            if self._held is None:
+                self._held = held.held(self._db)
+            return self._held
 
     # -- giving ----------------------------------------------------------------------------------
 
@@ -266,10 +260,10 @@ class ContentStore:
             made = {root}
             for name, blob in files.items():
                 target = root / name
-                _make_parents(target.parent, made)
-                _link(blob.path, target)
+                make_parents(target.parent, made)
+                link(blob.path, target)
             for name, destination in (links or {}).items():
-                _make_parents((root / name).parent, made)
+                make_parents((root / name).parent, made)
                 os.symlink(destination, root / name)
             self._flush(files, made)
         return root
@@ -279,12 +273,12 @@ class ContentStore:
             torn = [b for b in {b.sha256: b for b in files.values()}.values() if self._is_torn(b)]
         if len(torn) + len(made) <= _FLUSH_SINGLY_MAX:
             for blob in torn:
-                _fsync(blob.path)
-                _fsync(blob.path.parent)
+                fsync_path(blob.path)
+                fsync_path(blob.path.parent)
             for directory in made:
-                _fsync(directory)
+                fsync_path(directory)
         else:
-            _sync_file_system(self.root)
+            sync_file_system(self.root)
         with self._lock:
             self._db.executemany(
                 "update blobs set durable = 1 where sha256 = ?", [(b.sha256,) for b in torn]
@@ -360,6 +354,7 @@ class ContentStore:
             "delete from blobs where sha256 = ? returning size", (sha256,)
         ).fetchone()
         self._blob_bytes -= row[0] if row else 0
+        self._held = None
         self._path(sha256).unlink(missing_ok=True)
 
     # -- small parts -----------------------------------------------------------------------------
@@ -386,7 +381,7 @@ class ContentStore:
         db = self._db
         newest = db.execute("select coalesce(max(used), 0) from blobs").fetchone()[0]
         self._ticks = int(newest) + 1
-        db.execute("delete from blobs where durable = 0 and boot <> ?", (self._boot,))
+        db.execute("delete from blobs where durable = 0 and boot <> ?", (self.boot,))
         known = {row[0] for row in db.execute("select sha256 from blobs")}
         there: set[str] = set()
         for directory in (self.root / "blobs").iterdir():
@@ -412,173 +407,6 @@ class ContentStore:
         self._blob_bytes = int(total)
 
 
-class Draft:
-    """One content on its way: bytes are appended, hashed on the way, and can be gone on with.
-
-    Used by one thread at a time. `begin` first, then `write`, then `finish`.
-    """
-
-    def __init__(self, store: ContentStore, identity: str, key: str, path: Path) -> None:
-        self.identity = identity
-        self.path = path
-        self._store = store
-        self._key = key
-        self._hash = hashlib.sha256()
-        self._file: int | None = None
-        self._flushed = 0
-        self._validator = ""
-        self.size_bytes = 0
-
-    def begin(self, validator: str, total: int | None = None) -> int:
-        """Open for appending; return how many bytes are here already.
-
-        They count only if `validator`, which says what version of a source they are of, is that
-        of last time and not empty.
-        """
-        with disk("the input cache cannot be written"):
-            self.close()
-            kept = self.left(validator) if validator else 0
-            self._validator = validator
-            self._hash = hashlib.sha256()
-            self._store.reserve(self._key, max(total or 0, kept))
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(self.path, flags, 0o600)
-            os.ftruncate(self._file, kept)
-            self.size_bytes = self._flushed = 0
-            while self.size_bytes < kept:
-                data = os.pread(self._file, min(1 << 20, kept - self.size_bytes), self.size_bytes)
-                if not data:
-                    break
-                self._hash.update(data)
-                self.size_bytes += len(data)
-            os.lseek(self._file, self.size_bytes, os.SEEK_SET)
-            if validator:
-                self._note(self.size_bytes if kept else 0)
-            else:
-                self._side.unlink(missing_ok=True)
-        return self.size_bytes
-
-    def left(self, validator: str) -> int:
-        """Bytes of such a version that an earlier try has left."""
-        try:
-            note = json.loads(self._side.read_text())
-            size = self.path.stat().st_size
-            if note["validator"] != validator or not validator:
-                return 0
-            # After a power failure only what was flushed is surely what was written.
-            return size if note["boot"] == self._store._boot else min(size, int(note["flushed"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-
-    @property
-    def validator(self) -> str:
-        """Of what an earlier try has left; empty if nothing is left that can be gone on with."""
-        try:
-            found = json.loads(self._side.read_text())["validator"]
-            return str(found) if self.left(str(found)) else ""
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append. Raises TerminalError or CacheFullError if there is no room."""
-        assert self._file is not None
-        with disk("the input cache cannot be written"):
-            size = self.size_bytes + len(data)
-            self._store.reserve(self._key, size)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
-            self._hash.update(data)
-            self.size_bytes = size
-            if size - self._flushed >= FLUSH_BYTES:
-                os.fdatasync(self._file)
-                if self._validator:
-                    self._note(size)
-                self._flushed = size
-
-    def finish(self, note: str = "", sha256: str = "") -> Blob:
-        """All is here. With `sha256`, raises TerminalError if it is something else."""
-        assert self._file is not None
-        found = self._hash.hexdigest()
-        self.close()
-        if sha256 and found != sha256:
-            self.discard()
-            raise TerminalError(
-                f"its SHA-256 is {found}, but {sha256} was asked for: it was changed or damaged",
-                reason="ChecksumMismatch",
-            )
-        return self._store.commit(self, found, self.size_bytes, note)
-
-    def keep(self, known: Known, note: str = "") -> Blob:
-        """The source still has what it had."""
-        self.discard()
-        self._store.remember(self.identity, known.blob.sha256, note or known.note)
-        return known.blob
-
-    def discard(self) -> None:
-        """Forget what is here of it."""
-        self.close()
-        self._store.forget(self._key)
-
-    def close(self) -> None:
-        """Let go of the file; what is in it stays for the next try."""
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
-            self._store.settle(self._key, self.size_bytes)
-
-    @property
-    def key(self) -> str:
-        """Its name on disk."""
-        return self._key
-
-    @property
-    def store(self) -> ContentStore:
-        """Where it is going."""
-        return self._store
-
-    @property
-    def _side(self) -> Path:
-        return self.path.with_name(f"{self._key}.json")
-
-    def _note(self, flushed: int) -> None:
-        self._flushed = flushed
-        text = json.dumps(
-            {"validator": self._validator, "flushed": flushed, "boot": self._store._boot}
-        )
-        fresh = self._side.with_suffix(".new.json")
-        fresh.write_text(text)
-        os.replace(fresh, self._side)
-
-
-def check_tree_path(name: str) -> str:
-    """A relative path for `place`, made from a stranger's name of a file. Raises ValueError."""
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts):
-        raise ValueError("it cannot be the path of a file")
-    if any(len(part.encode("utf-8", "replace")) > 255 for part in parts) or len(parts) > 64:
-        raise ValueError("it is too long for the path of a file")
-    if "\0" in name or len(name.encode("utf-8", "replace")) > 2048:
-        raise ValueError("it cannot be the path of a file")
-    try:
-        name.encode()
-    except UnicodeError:
-        raise ValueError("it is not valid text") from None
-    return str(PurePosixPath(name))
-
-
-@contextlib.contextmanager
-def disk(what: str) -> Iterator[None]:
-    """Say what the disk refused in the project's errors."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise TransientError(f"{what}: {why}", reason="Disk") from error
-    except sqlite3.Error as error:
-        raise TransientError(f"{what}: {error}", reason="Disk") from error
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
     try:
@@ -586,53 +414,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         # A lost last write costs a fetch, never a wrong content.
         db.execute("pragma synchronous = normal")
         db.executescript(_SCHEMA)
+        db.executescript(held.SCHEMA)
         db.execute("pragma quick_check").fetchone()
     except BaseException:
         db.close()
         raise
     return db
-
-
-def _make_parents(directory: Path, made: set[Path]) -> None:
-    missing = []
-    while directory not in made:
-        missing.append(directory)
-        directory = directory.parent
-    for path in reversed(missing):
-        path.mkdir(mode=0o755)
-        os.chmod(path, 0o755)
-        made.add(path)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
-            raise
-        # No (more) links here: a copy costs room, but is right.
-        shutil.copyfile(source, target, follow_symlinks=False)
-        os.chmod(target, 0o444)
-        _fsync(target)
-
-
-def _fsync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _sync_file_system(path: Path) -> None:
-    """Flush everything on the file system at once: far cheaper than thousands of single files."""
-    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if sync is None:
-            os.sync()
-        elif sync(file) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-    finally:
-        os.close(file)

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import Field
 
 from bacalhau.params import read_params
-from bacalhau.storages.cache import Fetch, InputCache
-from bacalhau.storages.content import Blob, check_tree_path
+from bacalhau.storages.cache import Fetch, InputCache, use_key
+from bacalhau.storages.disk import check_tree_path
+from bacalhau.storages.draft import Blob
 from bacalhau.storages.protocols import check_protocol
 from bacalhau.transfer.progress import CancelledTransferError, Transfer
 from bacalhau_api.base import Model
@@ -64,7 +65,7 @@ class FsspecStorage:
         transfer = Transfer()
         found = await self._cache.threads.run(transfer, self._list, protocol, url, transfer)
         blobs: dict[str, Blob] = {}
-        async with self._cache.hold(into) as hold:
+        async with self._cache.hold(into, use_key(item, use)) as hold:
             hold.total = sum(size for _, size, _ in found.values())
             for name, (path, size, version) in found.items():
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from bacalhau.archive import ArchiveError, ArchiveLimits, extract
 from bacalhau.params import read_params
-from bacalhau.storages.cache import Fetch, InputCache
-from bacalhau.storages.content import disk
+from bacalhau.storages.cache import Fetch, InputCache, use_key
+from bacalhau.storages.disk import disk
 from bacalhau.storages.objects import Entry
 from bacalhau.storages.pins import Pinned, Pins
 from bacalhau.storages.trees import obtain_tree
@@ -85,7 +85,7 @@ class GitStorage:
         async def fill(fetch: Fetch, staging: Path) -> None:
             await fetch.in_thread(self._check_out, fetch, params.url, commit, staging)
 
-        async with self._cache.hold(into) as hold:
+        async with self._cache.hold(into, use_key(item, use)) as hold:
             tree = await obtain_tree(
                 hold, f"git:{params.url}#{commit}", fill, size_bytes_max=self._size_bytes_max
             )

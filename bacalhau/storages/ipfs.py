@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from bacalhau.archive import ArchiveError, ArchiveLimits, extract
 from bacalhau.params import read_params
-from bacalhau.storages.cache import Fetch, InputCache
-from bacalhau.storages.content import disk
+from bacalhau.storages.cache import Fetch, InputCache, use_key
+from bacalhau.storages.disk import disk
 from bacalhau.storages.trees import ROOT_FILE, obtain_tree
 from bacalhau.transfer import http
 from bacalhau.transfer.kubo import kubo_health
@@ -72,7 +72,7 @@ class IpfsStorage:
         async def fill(fetch: Fetch, staging: Path) -> None:
             await fetch.in_thread(self._get, fetch, path, staging)
 
-        async with self._cache.hold(into) as hold:
+        async with self._cache.hold(into, use_key(item, use)) as hold:
             tree = await obtain_tree(
                 hold, f"ipfs:{path}", fill, size_bytes_max=self._size_bytes_max
             )

@@ -18,7 +18,7 @@ from typing import Any
 
 import re2  # type: ignore[import-untyped]
 
-from bacalhau.storages.content import check_tree_path
+from bacalhau.storages.disk import check_tree_path
 from bacalhau_api.errors import TerminalError
 
 _MAGIC = re.compile(r"[*?\[]")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bacalhau.params import read_params
-from bacalhau.storages.cache import Fetch, Hold, InputCache
+from bacalhau.storages.cache import Fetch, Hold, InputCache, use_key
 from bacalhau.storages.checksums import read_sha256
-from bacalhau.storages.content import Blob
+from bacalhau.storages.draft import Blob
 from bacalhau.storages.objects import Entry, Selection, expression, narrowed, select
 from bacalhau.storages.partition import Partitioner
 from bacalhau.storages.pins import Pinned, Pins
@@ -78,7 +78,7 @@ class S3Storage:
                 reason="InputTooLarge",
             )
         wanted = read_sha256(params.checksum_sha256, "checksumSha256")
-        async with self._cache.hold(into) as hold:
+        async with self._cache.hold(into, use_key(item, use)) as hold:
             hold.total = size
             blobs = await self._obtain(hold, bucket, entries, wanted, is_pinned)
             source = await hold.place(dict(zip(files, blobs, strict=True)))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bacalhau.storages.cache import Fetch, Hold
-from bacalhau.storages.content import Blob, check_tree_path, disk
+from bacalhau.storages.disk import check_tree_path, disk
+from bacalhau.storages.draft import Blob
 from bacalhau_api.errors import TerminalError
 
 Fill = Callable[[Fetch, Path], Awaitable[None]]

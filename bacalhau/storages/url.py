@@ -11,9 +11,10 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from bacalhau.params import read_params
-from bacalhau.storages.cache import Fetch, InputCache
+from bacalhau.storages.cache import Fetch, InputCache, use_key
 from bacalhau.storages.checksums import read_sha256
-from bacalhau.storages.content import Blob, check_tree_path
+from bacalhau.storages.disk import check_tree_path
+from bacalhau.storages.draft import Blob
 from bacalhau.transfer import http
 from bacalhau.transfer.addresses import AddressPolicy
 from bacalhau_api.base import Model
@@ -63,7 +64,7 @@ class UrlStorage:
         name = _name(params.url)
         wanted = read_sha256(params.checksum_sha256, "checksumSha256")
         identity = f"sha256:{wanted}" if wanted else f"url:{params.url}"
-        async with self._cache.hold(into) as hold:
+        async with self._cache.hold(into, use_key(item, use)) as hold:
             blob = await hold.blob(wanted) if wanted else None
             if blob is None:
 

@@ -3,7 +3,7 @@ thread of its own, and nodes that are folders."""
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,6 +124,10 @@ class FolderNodes:
         with file.open("rb") as stream:
             stream.seek(offset)
             return stream.read(size)
+
+
+Shell = Callable[..., tuple[int, str, str]]
+"""Runs a command line against the server: exit code, stdout, stderr."""
 
 
 class RunningServer:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def ipfs_node(repo: Path) -> Iterator[IpfsNode]:
     with (repo / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.ipfs_node", str(repo), "0", str(swarm)],
-            cwd=ROOT,
+            cwd=repo,  # Kubo leaves a log of its own there
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,17 +1,20 @@
 """Moves one large thing through an input or a publisher in a process of its own, and tells by how
 much that process grew.
 
-    python -m tests.support.memory_probe url|s3|s3-out|s3-out-plain DIRECTORY ADDRESS
+    python -m tests.support.memory_probe url|s3|s3-out|s3-out-plain|local-out DIRECTORY ADDRESS
 """
 
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from bacalhau.publishers.local import LocalPublisher
 from bacalhau.publishers.s3 import S3Publisher
 from bacalhau.storages.pins import MemoryPins
 from bacalhau.storages.s3 import S3Storage
@@ -21,8 +24,10 @@ from bacalhau.transfer.threads import TransferThreads
 from bacalhau_api.v1.job import SpecConfig
 from tests.support.inputs import LOOPBACK, USE, input_cache, item
 from tests.support.outputs import publication_to
+from tests.support.s3 import ADMIN
 
-CACHE_BYTES = 16 * 1024**3
+CACHE_BYTES = 64 * 1024**3
+ROOT = Path(__file__).parents[2]
 
 
 async def fetch_url(place: Path, url: str) -> None:
@@ -56,12 +61,46 @@ async def publish_plain(place: Path, url: str) -> None:
     await publish_s3(place, url, "plain")
 
 
+async def publish_local(place: Path, _address: str) -> None:
+    """Outputs that stay where they are."""
+    target = publication_to(SpecConfig(type="local"))
+    await LocalPublisher("node").publish(target, place / "outputs")
+
+
 WORK: dict[str, Callable[[Path, str], Awaitable[None]]] = {
     "url": fetch_url,
     "s3": fetch_s3,
     "s3-out": publish_s3,
     "s3-out-plain": publish_plain,
+    "local-out": publish_local,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a probe took: bytes by which its process grew, and seconds."""
+
+    grown_bytes: int
+    seconds: float
+
+
+def probe(kind: str, place: Path, address: str, *, timeout_seconds: float | None = None) -> Found:
+    """Move something in a process of its own. Raises AssertionError if that fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.memory_probe", kind, str(place), address],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        env={
+            **os.environ, "AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1],
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "api", ROOT / "controllers"))),
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    return Found(int(found["grown_bytes"]), float(found["seconds"]))
 
 
 def peak_bytes() -> int:

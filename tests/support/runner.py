@@ -60,7 +60,7 @@ from bacalhau_controllers.runner.fakes import (
     no_boundary,
 )
 from bacalhau_controllers.runner.ledger import Ledger, MemoryLedger
-from bacalhau_controllers.runner.ports import Layout
+from bacalhau_controllers.runner.ports import Inventory, Layout
 from bacalhau_controllers.runner.site import AgentSettings
 from bacalhau_controllers.runner.state import Limits
 from tests.support.simclock import EPOCH, SimClock, SimLoop
@@ -369,6 +369,7 @@ class World:
         self._limits = limits or Limits()
         self._settings = settings
         self._task: asyncio.Task[None] | None = None
+        self.inventory: Inventory | None = None
         self.agent: Agent | None = None
 
     @property
@@ -404,6 +405,7 @@ class World:
                 limits=self._limits,
                 **self._settings,
             ),
+            self.inventory,
         )
         link.set_up(is_up)
         self._task = self.loop.create_task(self.agent.run(), name="agent")

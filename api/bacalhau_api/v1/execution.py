@@ -63,6 +63,9 @@ class ExecutionSpec(Model):
     attempt: int = Field(default=0, ge=0)
     charged: int = Field(default=0, ge=0, description="Earlier attempts charged to the user.")
     partition_count: int = 1
+    retry_nonce: str = Field(
+        default="", description="The job's when it was made; others' failures are forgiven."
+    )
     node: str
     task: Task
     pins: dict[str, str] = Field(

@@ -195,6 +195,11 @@ class JobSpec(Model):
     rerun_nonce: str = Field(
         default="", description="As runNonce, but set by `rerun`, so that applying a file keeps it."
     )
+    retry_nonce: str = Field(
+        default="",
+        description="Changed by `rerun --failed`: the slots of this generation that hold no result "
+        "are tried anew, with all their attempts.",
+    )
     stop_generation: int = Field(
         default=0, ge=0, description="The newest generation that was stopped; set by `stop`."
     )
@@ -209,6 +214,7 @@ class JobSpec(Model):
 # lost nodes, and whether the job is held or stopped.
 _NOT_PART_OF_A_RUN = {
     "priority", "suspend", "stop_generation", "retry", "disconnect", "update", "meta", "on_change",
+    "retry_nonce",
 }  # fmt: skip
 
 
@@ -270,6 +276,7 @@ class Verdict(Model):
     nearest: str = Field(default="", description="The node that failed the fewest rules.")
     remedy: str = Field(default="", description="The one change that would make it fit.")
     scores: dict[str, float] = Field(default_factory=dict)
+    data: str = Field(default="", description="Which nodes hold how much of the inputs already.")
 
 
 class SlotCounts(Model):
@@ -287,6 +294,7 @@ class JobStatus(Model):
     """Observed state. Written by the job reconciler only; can be rebuilt from scratch."""
 
     observed_generation: int = 0
+    observed_retry_nonce: str = ""
     phase: JobPhase = JobPhase.PENDING
     reason: str = ""
     message: str = ""
@@ -312,6 +320,18 @@ class Job(Resource):
     metadata: ObjectMeta
     spec: JobSpec
     status: JobStatus = JobStatus()
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether the status speaks of the present generation, and of its last `rerun --failed`."""
+        status = self.status
+        is_current = status.observed_generation >= self.metadata.generation
+        return is_current and status.observed_retry_nonce == self.spec.retry_nonce
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the present generation has ended, for all that is known."""
+        return self.is_observed and self.status.phase.is_final
 
     @property
     def is_stopped(self) -> bool:

@@ -11,6 +11,8 @@ from bacalhau_api.base import Model
 from bacalhau_api.meta import ObjectMeta, Resource
 from bacalhau_api.v1.job import Resources
 
+HISTORY_SECONDS_MAX: Final = 10 * 366 * 86400
+
 QUOTA_WAIT: Final = "Quota"
 """What a job waits for whose namespace has no room left."""
 
@@ -36,10 +38,24 @@ class Quota(Model):
 
 
 class Retention(Model):
-    """How long finished jobs stay in the live set; None: as the server is set."""
+    """How long finished jobs stay in the live set, and how long the history of the namespace's
+    objects is kept; None: as the server is set."""
 
     finished_seconds: float | None = Field(default=None, ge=0)
     finished_max: int | None = Field(default=None, ge=0, description="Jobs; the oldest go first.")
+    history_seconds: int | None = Field(
+        default=None,
+        ge=3600,
+        le=HISTORY_SECONDS_MAX,
+        description="Changes that are older are forgotten, with the results, the ends of the logs "
+        "and the verdicts that they tell of.",
+    )
+    history_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="The oldest changes go when there are more; those of the last hour stay. "
+        "0: no limit.",
+    )
 
 
 class NamespaceSpec(Model):

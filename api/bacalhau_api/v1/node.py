@@ -58,6 +58,19 @@ class Capability(Model):
     )
 
 
+class HeldInput(Model):
+    """How much of one input's contents a node holds. `key` is `bacalhau_api.locality.input_key`,
+    `total_bytes` what the input had when the node last brought it."""
+
+    key: str
+    size_bytes: int
+    total_bytes: int
+
+
+HELD_INPUTS_MAX: Final = 64
+"""Of one node: the largest ones are told."""
+
+
 class NodeInfo(Model):
     """What a node says of itself in its hello, and again when it changes."""
 
@@ -71,6 +84,9 @@ class NodeInfo(Model):
         default=(), description="Allow-listed local path patterns, with `:ro` or `:rw`."
     )
     executions_max: int = 256
+    held_inputs: tuple[HeldInput, ...] = Field(
+        default=(), description="The largest inputs whose contents are here already."
+    )
     conditions: tuple[Condition, ...] = Field(
         default=(), description="What is wrong with the node by its own word, while it is."
     )

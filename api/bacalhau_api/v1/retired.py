@@ -50,6 +50,7 @@ class RetiredJob(Resource):
             spec=spec.job,
             status=JobStatus(
                 observed_generation=spec.generation,
+                observed_retry_nonce=spec.job.retry_nonce,
                 phase=spec.phase,
                 reason=spec.reason,
                 message=spec.message,

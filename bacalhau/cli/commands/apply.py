@@ -76,6 +76,8 @@ def register(app: typer.Typer) -> None:
         documents = read_documents(file, recursive=recursive, namespace=namespace)
         if not documents:
             raise InvalidError([Problem("-f", "holds no objects")])
+        # What is in a namespace is given its defaults when it is made.
+        documents = sorted(documents, key=lambda d: d.resource.kind != "Namespace")
         code = exits.OK
         jobs: list[Job] = []
         with session_of(context).client() as client:

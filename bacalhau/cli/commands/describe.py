@@ -1,11 +1,20 @@
 """`describe`: everything about one object, for people."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import typer
 
-from bacalhau.cli.columns import columns_of, dig, execution_phase, node_status, rows
+from bacalhau.cli.columns import (
+    columns_of,
+    dig,
+    execution_phase,
+    node_status,
+    published,
+    rows,
+    waits_for,
+)
 from bacalhau.cli.commands.explain import explanation_lines, history_lines
 from bacalhau.cli.commands.get import fetch_all
 from bacalhau.cli.options import Namespace, Words, session_of
@@ -39,6 +48,8 @@ def describe_lines(session: Session, target: Target, namespace: str) -> list[str
     """All lines about one object."""
     path = target.kind.path(namespace, target.name)
     item = session.fetch(path)
+    if item["kind"] == "Execution" and not session.is_local:
+        _add_publication(session, item, namespace)
     told = session.fetch(f"{path}/explain")
     lines = _pairs(_common(item) + _special(item))
     lines += ["", "State:", *(f"  {line}" for line in explanation_lines(told))]
@@ -52,6 +63,15 @@ def describe_lines(session: Session, target: Target, namespace: str) -> list[str
     past = session.fetch(f"{path}/history", {"limit": str(HISTORY_LINES)})
     lines += ["", "History:", *(f"  {line}" for line in history_lines(past["items"]))]
     return lines
+
+
+def _add_publication(session: Session, item: Any, namespace: str) -> None:
+    from bacalhau_api.errors import NotFoundError
+
+    if dig(item, "spec.task.publisher", None):
+        with suppress(NotFoundError):
+            path = PUBLICATION.path(namespace, item["metadata"]["name"])
+            item["publication"] = session.fetch(path)
 
 
 def _pairs(pairs: _Pairs) -> list[str]:
@@ -145,6 +165,7 @@ def _execution(item: Any) -> _Pairs:
         ("Message", dig(item, "status.report.message") or dig(item, "status.report.reason")),
         ("Started", dig(item, "status.report.startedAt")),
         ("Finished", dig(item, "status.report.finishedAt")),
+        ("Published", published(item).removeprefix("-")),
         (
             "Outputs",
             f"{outputs.get('files', 0)} files, {size(outputs.get('sizeBytes', 0))}"
@@ -208,8 +229,16 @@ def _node(item: Any) -> _Pairs:
         ("Storages", plugs("storages")),
         ("Publishers", plugs("publishers")),
         ("Local paths", ", ".join(dig(item, "status.info.localPaths", ()))),
+        ("Inputs held", _held(item)),
         ("Connected since", dig(item, "status.connectedSince")),
     ]
+
+
+def _held(item: Any) -> str:
+    """How much of jobs' inputs is on a node already."""
+    held = dig(item, "status.info.heldInputs", ())
+    total = sum(one.get("sizeBytes", 0) for one in held)
+    return f"{size(total)} of {len(held)} input{'s' if len(held) > 1 else ''}" if held else ""
 
 
 def _conditions(item: Any) -> list[str]:
@@ -243,6 +272,8 @@ def _children(session: Session, item: Any, namespace: str) -> list[str]:
             )
         )
         columns = columns_of(kind.kind, wide=False, with_namespace=False)
+        if any(waits_for(child) != "-" for child in mine[:EXECUTION_LINES]):
+            columns = (*columns, ("WAITS FOR", lambda child, _: waits_for(child)))
         cells = rows(columns, mine[:EXECUTION_LINES], now())
         lines += ["", f"{kind.plural.capitalize()}:"]
         lines += [f"  {line}" for line in table([header for header, _ in columns], cells)]

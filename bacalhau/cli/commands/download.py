@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,13 +11,14 @@ import typer
 from bacalhau.cli import exits
 from bacalhau.cli.completing import complete_jobs
 from bacalhau.cli.options import Namespace, check_choice, session_of
-from bacalhau.cli.text import clean, size
+from bacalhau.cli.text import clean, now, size, table
 
 if TYPE_CHECKING:
     from bacalhau.client.download import Progress
     from bacalhau.client.sync import Client
     from bacalhau.replies import ResultItem
 
+LINK_SECONDS_MAX = 7 * 86400
 LAYOUTS = ("auto", "merged", "partitions")
 
 
@@ -44,6 +46,15 @@ def register(app: typer.Typer) -> None:
         partial: Annotated[
             bool, typer.Option("--partial", help="What there is, though the job goes on.")
         ] = False,
+        links: Annotated[
+            bool,
+            typer.Option(
+                "--links", help="Download nothing; print links to the archives published to S3."
+            ),
+        ] = False,
+        expires: Annotated[
+            str, typer.Option(help="--links: how long they can be used, up to 7d.")
+        ] = "1h",
         namespace: Namespace = "default",
     ) -> int:
         """Download the accepted results of a job, or the outputs of one execution.
@@ -52,7 +63,14 @@ def register(app: typer.Typer) -> None:
         digest that the node recorded.
         """
         check_choice(layout, LAYOUTS, "--layout")
+        if links and output is not None:
+            raise exits.usage("--output", "is not for --links", hint="leave one of them out")
+        seconds = link_seconds(expires)
         with session_of(context).client() as client:
+            if links:
+                return print_links(
+                    client, name, namespace, seconds, generation=generation, is_partial=partial
+                )
             return download_job(
                 client,
                 name,
@@ -102,6 +120,62 @@ def download_job(
     return exits.OK
 
 
+def link_seconds(text: str) -> int:
+    """How long links are to last, from words such as `90m` or `7d`."""
+    from bacalhau_api.quantity import parse_seconds
+
+    days = text.removesuffix("d")
+    try:
+        seconds = int(parse_seconds(f"{int(days) * 24}h" if days != text else text))
+    except ValueError as error:
+        raise exits.usage("--expires", str(error), text, hint="such as 90m, 12h or 7d") from error
+    if not 1 <= seconds <= LINK_SECONDS_MAX:
+        raise exits.usage("--expires", "is from 1s to 7d", text)
+    return seconds
+
+
+def print_links(
+    client: "Client",
+    name: str,
+    namespace: str,
+    seconds: int,
+    *,
+    generation: int | None = None,
+    is_partial: bool = False,
+) -> int:
+    """Print a link to each published archive, and why some have none; the exit code."""
+    from bacalhau_api.errors import NotFoundError, TerminalError
+
+    _, items, notes = _items(client, name, namespace, generation, partial=is_partial)
+    cells: list[list[str]] = []
+    failures: list[NotFoundError] = []
+    for item in items:
+        try:
+            link = client.link(item.execution, namespace, seconds=seconds)
+        except NotFoundError as error:
+            failures.append(error)
+            continue
+        # Not cut, and not cleaned of anything but what a terminal would act on: it is signed.
+        cells.append([item.slot, item.execution, link.url])
+    for line in table(["SLOT", "EXECUTION", "LINK"], cells) if cells else ():
+        print(line)
+    for note in notes:
+        exits.note(note)
+    if cells:
+        until = now() + timedelta(seconds=seconds)
+        exits.note(
+            f"whoever has a link can download until {until:%Y-%m-%d %H:%M} UTC, without other rights"
+        )
+    if not failures:
+        return exits.OK
+    first = failures[0]
+    if cells:
+        exits.warn(f"{len(failures)} of {len(items)} results have no link: {first.message}")
+        return exits.ERROR
+    hint = f"download it: bacalhau download {clean(name)}{_in(namespace)}"
+    raise TerminalError(first.message, hint=first.hint or hint)
+
+
 def _in(namespace: str) -> str:
     return "" if namespace == "default" else f" -n {clean(namespace)}"
 
@@ -123,9 +197,7 @@ def _items(
     name = job_name(word)
     job = client.get(Job, name, namespace)
     results = client.results(name, namespace, generation=generation)
-    is_settled = job.status.observed_generation >= job.metadata.generation
-    is_over = job.status.phase.is_final and is_settled
-    is_open = not is_over and results.generation == job.metadata.generation
+    is_open = not job.is_over and results.generation == job.metadata.generation
     count = len(results.items)
     if not count:
         raise NotFoundError(

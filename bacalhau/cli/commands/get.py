@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bacalhau.cli.columns import LOCAL_EXECUTION, Column, columns_of, rows
+from bacalhau.cli.columns import LOCAL_EXECUTION, Column, columns_of, dig, rows
 from bacalhau.cli.options import (
     OUTPUTS,
     AllNamespaces,
@@ -18,7 +18,7 @@ from bacalhau.cli.options import (
 from bacalhau.cli.session import Session, print_json, print_yaml
 from bacalhau.cli.targets import Target, parse_targets
 from bacalhau.cli.text import clean, now, parse_time, table
-from bacalhau.kinds import EXECUTION, KindNames
+from bacalhau.kinds import EXECUTION, PUBLICATION, KindNames
 
 PAGE_ITEMS = 1000
 
@@ -63,6 +63,8 @@ def register(app: typer.Typer) -> None:
             return
         kind = targets[0].kind
         items = fetch_all(session, kind, where, params)
+        if kind == EXECUTION and output == "wide" and not session.is_local:
+            add_publications(session, items, where)
         show_list(kind, items, output, with_namespace=all_namespaces)
 
 
@@ -89,6 +91,20 @@ def fetch_all(
         if not token:
             return items
         asked["continue"] = token
+
+
+def add_publications(session: Session, items: list[Any], namespace: str | None) -> None:
+    """Put beside each execution the publication of its outputs, if it has one."""
+    if not any(dig(item, "spec.task.publisher", None) for item in items):
+        return
+    found = {
+        (dig(one, "metadata.namespace"), dig(one, "metadata.name")): one
+        for one in fetch_all(session, PUBLICATION, namespace, {})
+    }
+    for item in items:
+        one = found.get((dig(item, "metadata.namespace"), dig(item, "metadata.name")))
+        if one is not None:
+            item["publication"] = one
 
 
 def show_list(kind: KindNames, items: list[Any], output: str, *, with_namespace: bool) -> None:

@@ -39,17 +39,30 @@ def rerun(
     nonce: Annotated[
         str, typer.Option(help="Any text: the same text runs it once, however often sent.")
     ] = "",
+    failed: Annotated[
+        bool,
+        typer.Option(
+            "--failed",
+            help="Only the slots without a result, with the same inputs; results are kept.",
+        ),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is complete.")] = False,
     timeout: Timeout = None,
 ) -> int:
-    """Run a job again as it is, as a new generation."""
+    """Run a job again as it is, as a new generation; with --failed, only what of it failed."""
     from bacalhau.cli.progress import wait_for_job
 
     name = job_name(job)
     with session_of(context).client() as client:
-        again = client.rerun(name, namespace, nonce=nonce)
-        generation = again.metadata.generation
-        print(f"job/{clean(name)} runs again as generation {generation}")
+        again = client.rerun(name, namespace, nonce=nonce, failed=failed)
+        if failed:
+            counts = again.status.slots
+            left = (
+                f"{counts.total - counts.succeeded} of {counts.total} slots" if counts.total else ""
+            )
+            print(f"job/{clean(name)} runs {left or 'what failed of it'} again")
+        else:
+            print(f"job/{clean(name)} runs again as generation {again.metadata.generation}")
         if not wait:
             return 0
         return wait_for_job(client, again, "complete", timeout)

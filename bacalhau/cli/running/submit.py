@@ -77,9 +77,7 @@ def _submit(client: "Client", job: "Job", flags: RunFlags, *, nonce: str) -> "Jo
     """Create the job. One of that name that has ended runs again; one that goes on is joined."""
     applied = client.apply(job)
     found, outcome = applied.job, clean(applied.outcome)
-    status, generation = found.status, found.metadata.generation
-    has_ended = status.phase.is_final and status.observed_generation >= generation
-    if outcome != "created" and has_ended and found.spec.type.runs_to_completion:
+    if outcome != "created" and found.is_over and found.spec.type.runs_to_completion:
         found = client.rerun(found.name, found.ref.namespace, nonce=nonce)
         outcome = f"runs again as generation {found.metadata.generation}"
     else:

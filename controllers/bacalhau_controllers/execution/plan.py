@@ -6,10 +6,10 @@ Reports merge and are never overwritten; contact and waiting are inferred beside
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
-from bacalhau_api.meta import Contact
+from bacalhau_api.meta import Contact, Waiting
 from bacalhau_api.v1.execution import (
     Desired,
     Execution,
@@ -108,6 +108,17 @@ def plan(
         stop=stop and not delete,
         requeue_after=None if delete else verdict.look_again_seconds,
     )
+
+
+def as_made(execution: Execution, now: datetime) -> Execution:
+    """A new execution with the status that it begins with: its node is to confirm it. It is what
+    `plan` would say at once, so that need not be stored a moment later."""
+    want = want_of(execution, None)
+    until = None if want.seconds is None else now + timedelta(seconds=want.seconds)
+    waiting = Waiting(
+        what=want.what, message=want.message, since=now, until=until, mover=want.mover
+    )
+    return execution.but(status=execution.status.but(waiting=waiting))
 
 
 def contact_for(

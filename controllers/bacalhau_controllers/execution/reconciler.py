@@ -34,12 +34,19 @@ class ExecutionReconciler:
     name = "execution"
     workers = 64  # commits under way together share batches in the store
 
-    def __init__(self, state: State, clock: Clock, inbox: FactInbox, presence: Presence) -> None:
+    def __init__(
+        self,
+        state: State,
+        clock: Clock,
+        inbox: FactInbox,
+        presence: Presence,
+        ages: WaitAges | None = None,
+    ) -> None:
         self._state = state
         self._clock = clock
         self._inbox = inbox
         self._presence = presence
-        self._ages = WaitAges(clock)
+        self._ages = ages or WaitAges(clock)
         self.watches: Mapping[str, Watch] = {"Node": self._of_node, "Job": self._of_job}
 
     @asynccontextmanager

@@ -152,7 +152,13 @@ def charged_so_far(view: SlotView, job: Job) -> int:
     """Attempts of a slot that count against the user's budget. Attempts that were deleted since
     are in the counts of those that followed them."""
     retry = job.spec.retry
-    return max((e.spec.charged + is_charged(e, retry) for e in view.attempts), default=0)
+    counted = (e for e in view.attempts if not is_forgiven(e, job))
+    return max((e.spec.charged + is_charged(e, retry) for e in counted), default=0)
+
+
+def is_forgiven(execution: Execution, job: Job) -> bool:
+    """Whether how an attempt ended does not matter any more: the slot is tried anew since."""
+    return execution.spec.retry_nonce != job.spec.retry_nonce
 
 
 def _winner(view: SlotView, sight: Sight) -> Execution | None:
@@ -261,14 +267,15 @@ def _ended(view: SlotView, sight: Sight) -> Look:
         return Look(Is.NEEDED)
     last = mattering[-1]
     avoid = () if job.spec.type.is_per_node else (last.spec.node,)
-    if not last.phase.is_final:
+    if not last.phase.is_final or is_forgiven(last, job):
         return Look(Is.NEEDED, last, charged=charged, avoid=avoid)
     end = end_of(last, retry)
     if end is End.STOPPED:
         return Look(Is.NEEDED, last, charged=charged)
     if _is_last(last, end, charged, job):
         return Look(Is.FAILED, last, charged=charged, end=end)
-    uncharged = last.spec.attempt + 1 - charged
+    before = max((e.spec.attempt + 1 for e in view.attempts if is_forgiven(e, job)), default=0)
+    uncharged = last.spec.attempt + 1 - before - charged
     if not job.spec.type.runs_to_completion:
         # The node restarts a service by itself; that it gave up counts like a failure, and a
         # long run before it starts the row of failures anew.

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 
+from bacalhau_api.locality import input_keys
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, Verdict
 from bacalhau_controllers.job.draft import Draft, Queued
-from bacalhau_controllers.job.look import Look
+from bacalhau_controllers.job.look import Look, is_forgiven
 from bacalhau_controllers.job.owned import Group, SlotView
 from bacalhau_controllers.job.pins import known_pins, needs_pins, resolver
 from bacalhau_controllers.job.slots import new_execution
 from bacalhau_controllers.placement import (
+    NOWHERE,
     Amounts,
+    Near,
     NodeTable,
     Request,
     Search,
@@ -42,18 +45,28 @@ def request_of(
         job_uid=job.metadata.uid,
         shape=shape_of(job),
         amounts=amounts,
-        refused=refused_nodes(generation, nodes) if generation else {},
+        refused=refused_nodes(job, generation, nodes) if generation else {},
     )
 
 
-def refused_nodes(generation: Group, nodes: NodeTable) -> dict[str, str]:
+def slot_keys(job: Job, partition: int = 0) -> tuple[str, ...]:
+    """The keys of what one slot of a job reads."""
+    spec = job.spec
+    partitions = 1 if spec.type.is_per_node else spec.count
+    return input_keys(spec.task.input_sources, partition, partitions)
+
+
+def refused_nodes(job: Job, generation: Group, nodes: NodeTable) -> dict[str, str]:
     """The nodes that refused this generation, with their words.
 
     A refusal counts for as long as the node stays connected: one that came back since may have
-    been given another configuration, and is asked again, once for each time.
+    been given another configuration, and is asked again, once for each time. So is everybody once
+    the user has it tried anew.
     """
     refused: dict[str, str] = {}
     for execution in generation.refusals.values():
+        if is_forgiven(execution, job):
+            continue
         report = execution.status.report
         node = nodes.node(execution.spec.node)
         made = execution.metadata.creation_timestamp
@@ -84,6 +97,7 @@ class Placer:
         self._waiting: list[str] = []
         self._waiting_nodes: list[str] = []
         self._postponed = 0
+        self._nearby: tuple[tuple[str, ...], Near] = ((), NOWHERE)
         self._resolver: str | None = None  # who resolves references; empty: nobody needs to
         self.created = 0
         self.quota = ""
@@ -108,7 +122,7 @@ class Placer:
         if not self._may_begin(view):
             return None
         search = self._open()
-        row = None if self._is_exhausted else search.best(found.avoid)
+        row = None if self._is_exhausted else search.best(found.avoid, self._near(view))
         if row is None:
             self._wait(search, view)
             self._is_exhausted = True
@@ -122,14 +136,14 @@ class Placer:
         if not self.can_move(view, found):
             return None
         search = self._open()
-        row = search.best(found.avoid)
+        row = search.best(found.avoid, self._near(view))
         assert row is not None
         return self._create(search, view, found, row)
 
     def can_move(self, view: SlotView, found: Look) -> bool:
         """Whether there is a place on a node that is not in `avoid`. If not, it is waited for."""
         search = self._open()
-        row = None if self._is_exhausted else search.best(found.avoid)
+        row = None if self._is_exhausted else search.best(found.avoid, self._near(view))
         if row is None or self._nodes.names[row] in found.avoid:
             self._wait(search, view)
             return False
@@ -235,11 +249,21 @@ class Placer:
             self._search = Search(self._nodes, self.request, now=now, held=self._held)
         return self._search
 
+    def _near(self, view: SlotView) -> Near:
+        """Where what a slot reads is. Most slots read the same as the one before."""
+        if not self._nodes.knows_data:
+            return NOWHERE
+        keys = slot_keys(self._draft.job, view.slot.partition)
+        if keys != self._nearby[0]:
+            self._nearby = (keys, self._nodes.near(keys))
+        return self._nearby[1]
+
     def _create(self, search: Search, view: SlotView, found: Look, row: int) -> Execution:
         draft, slot = self._draft, view.slot
         if len(draft.verdicts) < draft.settings.verdicts_kept:
+            near = self._near(view)
             draft.verdicts.append(
-                describe(search, str(slot), draft.now, row=row, avoid=found.avoid)
+                describe(search, str(slot), draft.now, row=row, avoid=found.avoid, near=near)
             )
         execution = new_execution(
             draft.job,

@@ -62,7 +62,7 @@ def plan(inputs: Inputs) -> Plan:
     sight = Sight.of(job, inputs.nodes, inputs.settings, inputs.now)
     if job.is_deleting:
         return _delete(draft)
-    if status.is_over(job):
+    if job.is_over:
         return _close(draft, sight)
     if job.is_stopped:
         return _stop(draft, sight)
@@ -104,7 +104,7 @@ def _stop(draft: Draft, sight: Sight) -> Plan:
     cleanup.tidy(draft, sight)
     is_waiting = cleanup.wait_for_stops(active, draft)
     job = status.with_finalizer(draft.job)
-    phase = job.status.phase if status.is_observed(job) else JobPhase.PENDING
+    phase = job.status.phase if job.is_observed else JobPhase.PENDING
     if is_waiting or draft.is_full:
         said = status.held(draft, tally, phase, "Stopping", "was asked to stop")
     else:

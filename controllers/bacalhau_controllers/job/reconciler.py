@@ -22,7 +22,7 @@ from bacalhau_controllers.job import status
 from bacalhau_controllers.job.allowance import QUOTA, Allowance
 from bacalhau_controllers.job.draft import Plan, Queued
 from bacalhau_controllers.job.owned import Owned
-from bacalhau_controllers.job.placing import CAPACITY, request_of
+from bacalhau_controllers.job.placing import CAPACITY, request_of, slot_keys
 from bacalhau_controllers.job.plan import Inputs, plan
 from bacalhau_controllers.job.queue import WAKES_MAX, WaitQueue, rank_of
 from bacalhau_controllers.job.settings import JobSettings
@@ -30,6 +30,7 @@ from bacalhau_controllers.lookup import ask_store
 from bacalhau_controllers.placement import Key, NodeTable, RuleFinding, evaluate
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Put, Why
+from bacalhau_controllers.waitages import WaitAges
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class JobReconciler:
     """Moves jobs: slots to executions, results to acceptances and publications.
 
     `nodes` is the scheduler's view of all nodes, kept up to date by this reconciler from the
-    moment it is made.
+    moment it is made. `ages` are those that the execution reconciler of this process goes by.
     """
 
     name = "job"
@@ -60,10 +61,12 @@ class JobReconciler:
         *,
         settings: JobSettings | None = None,
         nodes: NodeTable | None = None,
+        ages: WaitAges | None = None,
     ) -> None:
         self._state = state
         self._clock = clock
         self._settings = settings or JobSettings()
+        self._ages = ages
         self.nodes = nodes if nodes is not None else NodeTable()
         self.queue = WaitQueue(self.nodes)
         self._wake: Callable[[Ref], None] | None = None
@@ -103,7 +106,7 @@ class JobReconciler:
 
     def is_settled(self, resource: Resource) -> bool:
         """True for a job that is over."""
-        return isinstance(resource, Job) and status.is_over(resource) and not resource.is_deleting
+        return isinstance(resource, Job) and resource.is_over and not resource.is_deleting
 
     async def reconcile(self, ref: Ref) -> Result:
         """Plan one job and commit the plan."""
@@ -147,7 +150,10 @@ class JobReconciler:
         rank = rank_of(job, self._clock.now())
         held = self.queue.held(job.ref, rank, self._clock.monotonic())
         request = request_of(job, generation, self.nodes)
-        return evaluate(job, node, self.nodes, request=request, held=held.get(node.name, ""))
+        near = self.nodes.near(slot_keys(job))
+        return evaluate(
+            job, node, self.nodes, request=request, held=held.get(node.name, ""), near=near
+        )
 
     def _inputs(self, job: Job) -> Inputs:
         now = self._clock.now()
@@ -190,6 +196,9 @@ class JobReconciler:
             await self._settle_doubt(job.ref, is_over=True)
             raise
         del self._in_doubt[job.ref]
+        if self._ages is not None:
+            for execution in todo.create:
+                self._ages.note(execution.ref, None, execution.status.waiting)
         _log(job, todo)
 
     async def _settle_doubt(self, ref: Ref, *, is_over: bool = False) -> None:
@@ -339,7 +348,7 @@ def _outputs_of(resource: Resource | None) -> int:
 
 def _follows_nodes(job: Job) -> bool:
     is_daemon = job.spec.type is JobType.DAEMON
-    return is_daemon and not status.is_over(job)
+    return is_daemon and not job.is_over
 
 
 def _facts(node: Node) -> tuple[object, ...]:
@@ -353,7 +362,8 @@ def _facts(node: Node) -> tuple[object, ...]:
         node.status.contact,
         node.status.connected_since,
         node.labels,
-        info,
+        # What is held comes and goes, and only matters when something is placed.
+        info.but(held_inputs=()) if info.held_inputs else info,
     )
 
 

@@ -20,6 +20,7 @@ from bacalhau_api.v1.execution import (
 )
 from bacalhau_api.v1.job import Job
 from bacalhau_controllers.disconnect import EffectiveDisconnect, effective_disconnect
+from bacalhau_controllers.execution.plan import as_made
 from bacalhau_controllers.job.owned import Group, Owned, SlotKey, SlotView
 from bacalhau_controllers.placement import delivery
 
@@ -80,7 +81,7 @@ def new_execution(
     """One attempt at a slot on a node, with all that the node needs."""
     spec, uid = job.spec, job.metadata.uid
     policy = effective_disconnect(spec)
-    return Execution(
+    made = Execution(
         metadata=_meta(job, execution_name(job.name, uid, slot, attempt), now),
         spec=ExecutionSpec(
             job=job.name,
@@ -90,6 +91,7 @@ def new_execution(
             attempt=attempt,
             charged=charged,
             partition_count=1 if spec.type.is_per_node else spec.count,
+            retry_nonce=spec.retry_nonce,
             node=node,
             task=spec.task,
             pins=dict(pins or {}),
@@ -98,6 +100,7 @@ def new_execution(
             local_deadline_seconds=_local_deadline(policy, stop_seconds_min),
         ),
     )
+    return as_made(made, now)
 
 
 def _local_deadline(policy: EffectiveDisconnect, seconds_min: float) -> int | None:

@@ -2,6 +2,7 @@
 decide, apart from the few moments that only the status can remember: since when something is
 waited for, when a generation was admitted, and that it is over."""
 
+import hashlib
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -31,11 +32,6 @@ def with_finalizer(job: Job) -> Job:
 def is_observed(job: Job) -> bool:
     """Whether the status speaks of the current generation."""
     return job.status.observed_generation == job.metadata.generation
-
-
-def is_over(job: Job) -> bool:
-    """Whether the current generation has reached a final phase."""
-    return is_observed(job) and job.status.phase.is_final
 
 
 def admitted_at(job: Job, now: datetime) -> datetime:
@@ -138,11 +134,12 @@ def deleting(draft: Draft) -> JobStatus:
 
 
 def closed(draft: Draft) -> JobStatus:
-    """The status of a job that was over before: late results and deliveries still count."""
+    """The status of a job that was over before: late results and deliveries still count. What was
+    counted stays so: of a job that was pruned and restored, only the record of it is left."""
     status = draft.job.status
     counts = status.slots.but(
-        succeeded=_count_accepted(draft),
-        delivered=draft.view.current.delivered,
+        succeeded=max(status.slots.succeeded, _count_accepted(draft)),
+        delivered=max(status.slots.delivered, draft.view.current.delivered),
     )
     if status.phase is JobPhase.FAILED:
         counts = counts.but(failed=max(min(counts.failed, counts.total - counts.succeeded), 0))
@@ -164,8 +161,11 @@ def _base(draft: Draft, tally: Tally) -> JobStatus:
     """What every status says, from the counts; the rest as it was for this generation."""
     job = draft.job
     known = job.status if is_observed(job) else JobStatus()
+    if not job.is_observed:  # of a new generation nothing is known, of one that goes on its nodes
+        known = JobStatus(ops_nodes=known.ops_nodes)
     return known.but(
         observed_generation=job.metadata.generation,
+        observed_retry_nonce=job.spec.retry_nonce,
         pins=dict(known_pins(draft.view)),
         slots=SlotCounts(
             total=tally.total,
@@ -198,7 +198,9 @@ def _verdicts(draft: Draft, known: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
 
 
 def _admission(job: Job) -> str:
-    return f"Generation{job.metadata.generation}"
+    nonce = job.spec.retry_nonce
+    again = f"Retry{hashlib.sha256(nonce.encode()).hexdigest()[:8]}" if nonce else ""
+    return f"Generation{job.metadata.generation}{again}"
 
 
 def _conditions(draft: Draft, *, is_admitted: bool, is_over: bool) -> tuple[Condition, ...]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bacalhau_controllers.placement.locality import NOWHERE, Near, locality_score
 from bacalhau_controllers.placement.resources import Amounts, fits
 from bacalhau_controllers.placement.rules import Shape
 from bacalhau_controllers.placement.scores import AVOIDED, same_job_score
@@ -28,7 +30,6 @@ class Request:
     amounts       what one execution takes
     refused       nodes that refused this generation, with their words
     only          where not None: no other nodes
-    bonus         additions to the score of some nodes, such as for data that is there already
     """
 
     job: str
@@ -37,7 +38,6 @@ class Request:
     amounts: Amounts
     refused: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[str] | None = None
-    bonus: Mapping[str, float] = field(default_factory=dict)
 
 
 class Search:
@@ -80,10 +80,10 @@ class Search:
         for node, count in table.of_job(request.job_uid).items():
             if (at := table.row(node)) is not None:
                 score[at] += same_job_score(count)
-        for node, bonus in request.bonus.items():
-            if (at := table.row(node)) is not None:
-                score[at] += bonus
         self._score = score
+        self._near = NOWHERE
+        self._near_rows: NDArray[np.intp] = np.zeros(0, np.intp)
+        self._near_scores: NDArray[np.float64] = np.zeros(0)
 
     @property
     def is_empty(self) -> bool:
@@ -98,24 +98,40 @@ class Search:
         """The names of the nodes that fit."""
         return tuple(self.table.names[row] for row in np.flatnonzero(~np.isneginf(self._score)))
 
-    def best(self, avoid: Collection[str] = ()) -> int | None:
-        """The row of the best node, one of `avoid` only if no other fits; None if none does."""
+    def best(self, avoid: Collection[str] = (), near: Near = NOWHERE) -> int | None:
+        """The row of the best node, one of `avoid` only if no other fits; None if none does.
+        `near` says where the slot's data is."""
         score = self._score
-        saved = [(row, score[row]) for row in self.rows(avoid)]
-        for row, _ in saved:
-            score[row] += AVOIDED
+        self._look_near(near)
+        avoided = self.rows(avoid)
+        saved_near, saved = score[self._near_rows], score[avoided]
+        score[self._near_rows] += self._near_scores
+        score[avoided] += AVOIDED
         best = int(np.argmax(score))
         is_found = not np.isneginf(score[best])
-        for row, value in saved:
-            score[row] = value
+        score[self._near_rows] = saved_near
+        score[avoided] = saved
         return best if is_found else None
+
+    def _look_near(self, near: Near) -> None:
+        """Look the holders up, once for all slots that read the same."""
+        if near is self._near:
+            return
+        found = [
+            (row, size) for n, size in near.held.items() if (row := self.table.row(n)) is not None
+        ]
+        self._near = near
+        self._near_rows = np.array([row for row, _ in found], np.intp)
+        self._near_scores = np.array([locality_score(size) for _, size in found])
 
     def at(self, node: str) -> int | None:
         """The row of one node if it fits, else None."""
         row = self.table.row(node)
         return None if row is None or np.isneginf(self._score[row]) else row
 
-    def parts(self, row: int, avoid: Collection[str] = ()) -> dict[str, float]:
+    def parts(
+        self, row: int, avoid: Collection[str] = (), near: Near = NOWHERE
+    ) -> dict[str, float]:
         """What a node's score is made of. Parts that are zero are left out, but for capacity."""
         table, node = self.table, self.table.names[row]
         trouble = table.trouble_on(node, self.now)
@@ -124,7 +140,7 @@ class Search:
             "sameJob": same_job_score(table.of_job(self.request.job_uid).get(node, 0)),
             "trouble": float(table.base[row]) - table.capacity_part(row) if trouble else 0.0,
             "avoided": AVOIDED if node in avoid else 0.0,
-            "locality": self.request.bonus.get(node, 0.0),
+            "locality": locality_score(near.held.get(node, 0)),
         }
         return {
             name: round(value, 4) for name, value in parts.items() if value or name == "capacity"

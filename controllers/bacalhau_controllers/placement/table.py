@@ -9,7 +9,7 @@ The table is derived from Node and Execution objects alone, through `apply`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from bacalhau_api.meta import Contact, Resource
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Resources
-from bacalhau_api.v1.node import Node
+from bacalhau_api.v1.node import HeldInput, Node
+from bacalhau_controllers.placement.locality import NOWHERE, Near
 from bacalhau_controllers.placement.matching import Matching
 from bacalhau_controllers.placement.resources import (
     DEFAULTS,
@@ -95,6 +96,8 @@ class NodeTable:
         self._of_job: dict[str, dict[str, int]] = {}
         # What the executions of each namespace take together.
         self._in_namespace: dict[str, list[int]] = {}
+        # Who holds which inputs, by their keys.
+        self._holders: dict[str, dict[str, HeldInput]] = {}
         self._trouble: dict[str, _Trouble] = {}
         self._trouble_seen = 0.0
         self._improved: dict[str, None] = {}
@@ -137,6 +140,26 @@ class NodeTable:
         """What all executions of a namespace take together."""
         sums = self._in_namespace.get(namespace)
         return Amounts(*sums) if sums else Amounts(0, 0, 0, 0, 0)
+
+    @property
+    def knows_data(self) -> bool:
+        """Whether any node holds any input, so that it is worth asking."""
+        return bool(self._holders)
+
+    def near(self, keys: Iterable[str]) -> Near:
+        """Which nodes hold how much of the inputs with these keys."""
+        held: dict[str, int] = {}
+        total: int | None = 0
+        for key in keys:
+            holders = self._holders.get(key)
+            if holders is None:
+                total = None
+                continue
+            for name, one in holders.items():
+                held[name] = held.get(name, 0) + one.size_bytes
+            if total is not None:
+                total += max(one.total_bytes for one in holders.values())
+        return Near(held, total) if held else NOWHERE
 
     def capacity_part(self, row: int) -> float:
         """The part of a node's score that comes from free room."""
@@ -277,6 +300,7 @@ class NodeTable:
         self._nodes[new.name] = new
         if before is new:
             return
+        self._note_held(before, new)
         if before and _was_cut_off(before, new):
             self.note_trouble(new.name, now)
         capacity = np.array(capacity_of(new), np.int64)
@@ -316,13 +340,26 @@ class NodeTable:
         row = self._rows.pop(name, None)
         if row is None:
             return
-        del self._nodes[name]
+        self._note_held(self._nodes.pop(name), None)
         self.names[row] = ""
         self.capacity[:, row] = 0
         self.free[:, row] = 0
         self.matching.set(row, None)
         self._unused.append(row)
         self._improved.pop(name, None)
+
+    def _note_held(self, old: Node | None, new: Node | None) -> None:
+        """What a node says it holds takes the place of what it said before."""
+        before = old.status.info.held_inputs if old is not None else ()
+        after = new.status.info.held_inputs if new is not None else ()
+        if before == after:
+            return
+        if old is not None:
+            for key in {one.key for one in before}:
+                _drop(self._holders, key, old.name)
+        if new is not None:
+            for one in after:
+                self._holders.setdefault(one.key, {})[new.name] = one
 
     def _grow(self) -> None:
         size = len(self.names)

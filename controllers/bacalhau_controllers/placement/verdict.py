@@ -13,6 +13,7 @@ import numpy as np
 
 from bacalhau_api.v1.job import Job, RuleCount, Verdict
 from bacalhau_api.v1.node import Node
+from bacalhau_controllers.placement.locality import NOWHERE, Near, data_words, holding
 from bacalhau_controllers.placement.matching import Flags, first_of
 from bacalhau_controllers.placement.resources import (
     DIMENSIONS,
@@ -24,6 +25,9 @@ from bacalhau_controllers.placement.resources import (
 from bacalhau_controllers.placement.rules import RULES, shape_of
 from bacalhau_controllers.placement.search import Request, Search
 from bacalhau_controllers.placement.table import NodeTable
+
+LOCALITY = "Locality"
+"""In place of a rule's name: where the data is, which turns no node down."""
 
 NO_NODES = "add a node: bacalhau serve --compute"
 
@@ -38,7 +42,13 @@ class RuleFinding(NamedTuple):
 
 
 def describe(
-    search: Search, slot: str, now: datetime, *, row: int | None, avoid: Collection[str] = ()
+    search: Search,
+    slot: str,
+    now: datetime,
+    *,
+    row: int | None,
+    avoid: Collection[str] = (),
+    near: Near = NOWHERE,
 ) -> Verdict:
     """The verdict of a search on one slot: `row` is the node chosen, None if there is none."""
     table, request = search.table, search.request
@@ -52,7 +62,8 @@ def describe(
             node=table.names[row],
             nodes_total=total,
             rejected=counts,
-            scores=search.parts(row, avoid),
+            scores=search.parts(row, avoid, near),
+            data=data_words(near, table.names[row]),
         )
     if not total:
         remedy = NO_NODES
@@ -75,7 +86,7 @@ def describe(
 def summarise(verdict: Verdict) -> str:
     """One line for people: `no node of 12 fits: 7 Cpu, 5 Contact; n-3 would if ...`."""
     if verdict.node:
-        return f"placed on {verdict.node}"
+        return f"placed on {verdict.node}{f'; {verdict.data}' if verdict.data else ''}"
     if not verdict.nodes_total:
         return f"there is no node to run on; {verdict.remedy}"
     nodes = (
@@ -95,11 +106,13 @@ def evaluate(
     *,
     request: Request | None = None,
     held: str = "",
+    near: Near = NOWHERE,
 ) -> tuple[RuleFinding, ...]:
     """What each rule says of one node for one job, those that are fine included.
 
     With a table, room is judged by what is set aside there, else by the empty node. `request`
-    adds refusals, `held` is why the node's room is kept for another job.
+    adds refusals, `held` is why the node's room is kept for another job. `near` says where the
+    job's data is, if anywhere: no rule, but a reason.
     """
     shape = request.shape if request else shape_of(job)
     amounts = (
@@ -119,6 +132,8 @@ def evaluate(
     if table is not None and row is not None:
         capacity, free = table.capacity_on(row), table.free_on(row)
     found += _rooms(node.name, amounts, free, capacity)
+    if near.held:
+        found.append(RuleFinding(LOCALITY, True, holding(near, node.name)))
     return tuple(found)
 
 

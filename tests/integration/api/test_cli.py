@@ -5,16 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bacalhau.cli.app import run
 from bacalhau_api.meta import Contact, Ref, Waiting
-from bacalhau_api.v1.execution import Outputs, Phase
-from bacalhau_api.v1.job import Job, JobPhase, RuleCount, SlotCounts, Verdict
+from bacalhau_api.v1.execution import (
+    Outputs,
+    Phase,
+    Publication,
+    PublicationPhase,
+    PublicationReport,
+    PublicationSpec,
+    PublicationStatus,
+)
+from bacalhau_api.v1.job import Job, JobPhase, RuleCount, SlotCounts, SpecConfig, Verdict
 from tests.support.api_objects import (
     T0,
     make_acceptance,
@@ -22,7 +28,7 @@ from tests.support.api_objects import (
     make_node,
     stored_job,
 )
-from tests.support.api_server import RunningServer
+from tests.support.api_server import RunningServer, Shell
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,24 +47,6 @@ spec:
   type: batch
   tasks: [{name: main, engine: {type: noop}}]
 """
-
-Shell = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def shell(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Shell:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("BACALHAU_SERVER", server.url)
-    monkeypatch.delenv("BACALHAU_TOKEN", raising=False)
-
-    def run_line(*words: str) -> tuple[int, str, str]:
-        code = run(words)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_line
 
 
 def process(server: str, *words: str, **more: str) -> subprocess.Popen[str]:
@@ -157,6 +145,45 @@ def test_get_forms(shell: Shell, server: RunningServer) -> None:
     assert json.loads(shell("get", "jobs", "-n", "other", "-o", "json")[1])["items"] == []
 
 
+def test_how_far_publications_are(shell: Shell, server: RunningServer) -> None:
+    job = stored_job(count=3, phase=JobPhase.COMPLETED)
+    target = SpecConfig(type="s3")
+    sent, waits, without = (make_execution(job, n, phase=Phase.SUCCEEDED) for n in range(3))
+    task = sent.spec.task.but(publisher=target)
+    sent, waits = (e.but(spec=e.spec.but(task=task)) for e in (sent, waits))
+    upload = Waiting(what="Upload", message="12 of 64 MiB, 2.0 MiB/s", since=T0, mover="node n1")
+    report = PublicationReport(
+        step=2, incarnation="i", phase=PublicationPhase.PUBLISHING, waiting=upload
+    )
+    for execution, status in (
+        (sent, PublicationStatus(report=report)),
+        (waits, PublicationStatus()),
+    ):
+        spec = PublicationSpec(
+            job=job.name,
+            job_uid=job.metadata.uid,
+            execution=execution.name,
+            execution_uid=execution.metadata.uid,
+            node="n1",
+            slot=execution.spec.slot,
+            publisher=target,
+        )
+        meta = execution.metadata.but(uid=f"p-{execution.metadata.uid}", resource_version=0)
+        server.put(Publication(metadata=meta, spec=spec, status=status))
+    server.put(job, sent, waits, without)
+    out = shell("get", "executions", "-o", "wide")[1]
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert "Publishing: 12 of 64 MiB, 2.0 MiB/s" in rows[sent.name]
+    assert "Pending" in rows[waits.name]
+    assert "Publishing" not in shell("get", "executions")[1]
+    assert "12 of 64 MiB" in shell("get", "publications", "-o", "wide")[1]
+    described = shell("describe", "execution", sent.name)[1]
+    (line,) = (line for line in described.splitlines() if line.startswith("Published:"))
+    assert line.endswith("Publishing: 12 of 64 MiB, 2.0 MiB/s")
+    assert "12 of 64 MiB" in shell("describe", "job", "a")[1]
+    assert "publication" not in shell("get", "executions", "-o", "json")[1]
+
+
 def test_describe_and_explain_say_what_is_waited_for(shell: Shell, server: RunningServer) -> None:
     job = stored_job(phase=JobPhase.QUEUED)
     waiting = Waiting(
@@ -215,7 +242,12 @@ def test_wait_exit_codes(shell: Shell, server: RunningServer) -> None:
         stored_job("open", phase=JobPhase.RUNNING),
     )
     assert shell("wait", "done")[0] == 0
+    # Its executions are placed, but none runs yet.
+    assert shell("wait", "open", "--for", "running", "--timeout", "0")[0] == 4
+    server.put(make_execution(stored_job("open"), phase=Phase.RUNNING))
+    assert shell("wait", "open", "--for", "running", "--timeout", "0")[0] == 0
     assert shell("wait", "open", "--for", "running")[0] == 0
+    assert shell("wait", "done", "--for", "running")[0] == 0
     assert shell("wait", "done", "--timeout", "0")[0] == 0
     assert shell("wait", "open", "--timeout", "0")[0] == 4
     code, _, err = shell("wait", "job/bad")
@@ -232,6 +264,14 @@ def test_stop_rerun_suspend_delete(shell: Shell, server: RunningServer) -> None:
     server.put(stored_job(phase=JobPhase.RUNNING))
     assert shell("stop", "a")[1] == "job/a stopping\n"
     assert shell("rerun", "job/a")[1] == "job/a runs again as generation 2\n"
+    code, _, err = shell("rerun", "a", "--failed")
+    assert code == 1
+    assert "is not over" in err
+    failed = stored_job("f", count=3, phase=JobPhase.FAILED)
+    server.put(
+        failed.but(status=failed.status.but(slots=SlotCounts(total=3, succeeded=1, failed=1)))
+    )
+    assert shell("rerun", "f", "--failed")[1] == "job/f runs 2 of 3 slots again\n"
     assert shell("suspend", "a")[1] == "job/a suspended\n"
     assert shell("resume", "a")[1] == "job/a resumed\n"
     assert shell("delete", "job", "a")[1] == "job/a deleted\n"

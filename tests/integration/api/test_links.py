@@ -11,13 +11,15 @@ from bacalhau.serve.links import LinkSigner
 from bacalhau.transfer.s3 import S3Access
 from bacalhau.transfer.threads import TransferThreads
 from bacalhau_api.v1.execution import (
+    Phase,
     Publication,
     PublicationPhase,
     PublicationReport,
     PublicationStatus,
 )
-from bacalhau_api.v1.job import SpecConfig
-from tests.support.api_server import RunningServer
+from bacalhau_api.v1.job import JobPhase, SlotCounts, SpecConfig
+from tests.support.api_objects import make_acceptance, make_execution, stored_job
+from tests.support.api_server import RunningServer, Shell
 from tests.support.outputs import make_outputs, publication_to, read_archive
 from tests.support.s3 import ADMIN, S3Server
 
@@ -98,3 +100,71 @@ def test_what_has_no_link(
     assert "--s3-endpoint" in http.get(url).json()["message"]
     server.sign = None
     assert http.get(url).status_code == 503
+
+
+def of_a_job(server: RunningServer, publication: Publication) -> Publication:
+    """The same of a job that is there, with its execution and its accepted result."""
+    job = stored_job("job", count=2, phase=JobPhase.COMPLETED)
+    job = job.but(status=job.status.but(slots=SlotCounts(total=2, succeeded=1)))
+    execution = make_execution(job, phase=Phase.SUCCEEDED)
+    server.put(job, execution, make_acceptance(execution, job))
+    spec = publication.spec.but(execution=execution.name, execution_uid=execution.metadata.uid)
+    return publication.but(spec=spec).with_meta(name=execution.name)
+
+
+def test_the_command_line_prints_links_that_work(
+    s3: S3Server,
+    server: RunningServer,
+    shell: Shell,
+    tmp_path: Path,
+) -> None:
+    publication = of_a_job(server, published(s3, tmp_path, "gzip"))
+    server.put(publication)
+    server.sign = LinkSigner(S3Access([s3.url]))
+    name = publication.spec.job
+    code, out, err = shell("download", name, "--links", "--expires", "90m")
+    assert code == 0, err
+    header, line = out.splitlines()
+    assert header.split() == ["SLOT", "EXECUTION", "LINK"]
+    slot, execution, link = line.split()
+    assert (slot, execution) == ("0", publication.spec.execution)
+    assert "X-Amz-Expires=5400" in link
+    assert read_archive(httpx.get(link, trust_env=False).content)["stdout"] == b"hello\n"
+    assert "1 of 2 slots have a result" in err
+    assert "whoever has a link can download until" in err
+    assert shell("download", f"execution/{execution}", "--links")[0] == 0
+    for wrong in ("8d", "0s", "soon", "1.5d"):
+        code, _, err = shell("download", name, "--links", "--expires", wrong)
+        assert code == 2
+        assert "--expires" in err
+
+
+def test_the_command_line_says_why_there_is_no_link(
+    s3: S3Server,
+    server: RunningServer,
+    shell: Shell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.sign = LinkSigner(S3Access([s3.url]))
+    publication = of_a_job(server, published(s3, tmp_path, "gzip"))
+    name = publication.spec.job
+
+    def told() -> str:
+        code, out, err = shell("download", name, "--links")
+        assert (code, out) == (1, "")
+        return err
+
+    assert "names no publisher" in told()
+    server.put(delivered(publication, None))
+    assert f"hint: bacalhau wait {name} --for delivered" in told()
+    server.put(delivered(publication, SpecConfig(type="local", params={"node": "n"})))
+    assert "the publisher s3 with the encoding gzip" in told()
+    server.put(publication)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    server.sign = LinkSigner(S3Access([s3.url]))
+    assert "the orchestrator has no S3 credentials" in told()

@@ -1,17 +1,20 @@
 """Lists, gets, writes: over real HTTP, against a real store."""
 
 import json
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
 from bacalhau.client.sync import Client
+from bacalhau_api.admission import retire
 from bacalhau_api.errors import ConflictError, InvalidError, NotFoundError
-from bacalhau_api.meta import Ref
+from bacalhau_api.meta import ObjectMeta, Ref, Waiting
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job, JobPhase
 from bacalhau_api.v1.node import Membership, Node
-from tests.support.api_objects import make_execution, make_job, make_node, stored_job
+from bacalhau_api.v1.source import Freeze, Source, SourceCounts, SourcePhase, SourceStatus
+from tests.support.api_objects import T0, make_execution, make_job, make_node, stored_job
 from tests.support.api_server import RunningServer
 
 JOBS = "/apis/bacalhau.org/v1/namespaces/default/jobs"
@@ -198,6 +201,25 @@ def test_stop_rerun_suspend_resume(client: Client) -> None:
     assert client.history(Job, "a")[0].actor == "user:local"
 
 
+def test_rerun_of_what_failed(client: Client, server: RunningServer) -> None:
+    failed = stored_job(count=2, phase=JobPhase.FAILED)
+    server.put(failed)
+    again = client.rerun("a", nonce="x", failed=True)
+    assert (again.metadata.generation, again.spec.retry_nonce) == (1, "x")
+    assert not again.is_over, "its status is of before"
+    version = again.metadata.resource_version
+    assert client.rerun("a", nonce="x", failed=True).metadata.resource_version == version
+    with pytest.raises(ConflictError, match="is not over") as caught:
+        client.rerun("a", nonce="y", failed=True)
+    assert caught.value.hint == "wait for its end: bacalhau wait a"
+    assert client.history(Job, "a")[-1].reason == "RetryRequested"
+    with pytest.raises(NotFoundError):
+        client.rerun("none", failed=True)
+    server.put(retire(stored_job("old", phase=JobPhase.FAILED), T0))
+    with pytest.raises(ConflictError, match="was retired, with its results"):
+        client.rerun("old", failed=True)
+
+
 def test_delete_waits_for_finalizers_and_force_does_not(
     client: Client, server: RunningServer
 ) -> None:
@@ -297,6 +319,47 @@ def test_metrics_count_what_is_stored(http: httpx.Client, server: RunningServer)
     assert 'bacalhau_phase{kind="Job",phase="Running"} 1.0' in text
     assert 'bacalhau_nodes{contact="Reachable",membership="Approved"} 1.0' in text
     assert "bacalhau_work_queue_depth_job 7.0" in text
+
+
+def test_metrics_tell_how_sources_stand(http: httpx.Client, server: RunningServer) -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    whole = SourceStatus(
+        phase=SourcePhase.SYNCED,
+        revision_seen="a",
+        revision_applied="a",
+        applied_at=at,
+        counts=SourceCounts(objects=4, synced=4),
+    )
+    frozen = SourceStatus(
+        phase=SourcePhase.FROZEN,
+        revision_seen="b",
+        revision_applied="a",
+        problems_total=2,
+        freeze=Freeze(reason="TooMany", message="m", since=at, count=7),
+        waiting=Waiting(what="Approval", since=at, mover="user"),
+    )
+    for name, status in (("calm", whole), ("stuck", frozen)):
+        meta = ObjectMeta(name=name, namespace="", uid=name, generation=1)
+        server.put(Source(metadata=meta, status=status))
+    text = http.get("/metrics").text
+    when = at.timestamp()
+    for line in (
+        'bacalhau_source_phase{phase="Synced",source="calm"} 1.0',
+        'bacalhau_source_phase{phase="Frozen",source="calm"} 0.0',
+        'bacalhau_source_phase{phase="Frozen",source="stuck"} 1.0',
+        'bacalhau_source_objects{source="calm",state="synced"} 4.0',
+        'bacalhau_source_problems{source="stuck"} 2.0',
+        'bacalhau_source_frozen_deletions{source="stuck"} 7.0',
+        'bacalhau_source_frozen_deletions{source="calm"} 0.0',
+        'bacalhau_source_is_behind{source="stuck"} 1.0',
+        'bacalhau_source_is_behind{source="calm"} 0.0',
+        f'bacalhau_source_applied_timestamp_seconds{{source="calm"}} {when!r}',
+        f'bacalhau_source_waiting_since_timestamp_seconds{{source="stuck"}} {when!r}',
+    ):
+        key, _, value = line.rpartition(" ")
+        (found,) = [each for each in text.splitlines() if each.startswith(f"{key} ")]
+        assert float(found.rpartition(" ")[2]) == float(value)
+    assert 'applied_timestamp_seconds{source="stuck"}' not in text
 
 
 def test_health(http: httpx.Client) -> None:

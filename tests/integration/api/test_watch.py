@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from bacalhau.client import AsyncClient
 from bacalhau.client.errors import WaitTimeoutError
 from bacalhau.client.sync import Client
 from bacalhau_api.errors import NotFoundError
 from bacalhau_api.meta import Ref
-from bacalhau_api.v1.execution import Execution
+from bacalhau_api.v1.execution import Execution, Phase
 from bacalhau_api.v1.job import Job, JobPhase
 from tests.support.api_objects import make_execution, stored_job
 from tests.support.api_server import RunningServer, running_server
@@ -191,6 +192,71 @@ def test_wait_does_not_take_an_older_generation_for_this_one(
     again = client.rerun("a")
     with pytest.raises(WaitTimeoutError):
         client.wait("a", generation=again.metadata.generation, timeout_seconds=0.2)
+
+
+def test_wait_does_not_take_the_end_of_before_for_that_of_a_rerun_of_what_failed(
+    client: Client, server: RunningServer
+) -> None:
+    server.put(stored_job("a", phase=JobPhase.FAILED))
+    again = client.rerun("a", failed=True)
+    with pytest.raises(WaitTimeoutError):
+        client.wait("a", timeout_seconds=0.2)
+    done = again.status.but(phase=JobPhase.COMPLETED, observed_retry_nonce=again.spec.retry_nonce)
+    (stored,) = server.put(again.but(status=done))
+    assert client.wait("a", timeout_seconds=20).is_reached
+    newer = stored.metadata.resource_version + 1
+    with pytest.raises(WaitTimeoutError):
+        client.wait("a", revision=newer, timeout_seconds=0.2)
+
+
+def test_running_is_when_an_execution_runs(client: Client, server: RunningServer) -> None:
+    """Not when the job is called Running, which it is once its executions are placed."""
+    job = stored_job("a", phase=JobPhase.RUNNING)
+    one = make_execution(job, phase=Phase.PREPARING)
+    old = make_execution(job, 1, phase=Phase.RUNNING)
+    of_before = old.spec.slot.but(generation=0)
+    server.put(job, one, old.but(spec=old.spec.but(slot=of_before)))
+    told: list[str] = []
+
+    def on_execution(execution: Execution) -> None:
+        told.append(execution.name)
+        if len(told) == 1:
+            with pytest.raises(WaitTimeoutError):
+                client.wait("a", goal="running", timeout_seconds=0)
+            server.put(make_execution(job, phase=Phase.RUNNING))
+
+    waited = client.wait("a", goal="running", timeout_seconds=20, on_execution=on_execution)
+    assert waited.is_reached
+    assert told[0] == one.name
+
+
+def test_a_job_that_fails_before_anything_runs_is_not_waited_for(
+    client: Client, server: RunningServer
+) -> None:
+    job = stored_job("a", phase=JobPhase.RUNNING)
+    server.put(job, make_execution(job, phase=Phase.PREPARING))
+
+    def on_execution(execution: Execution) -> None:
+        server.put(stored_job("a", phase=JobPhase.FAILED))
+
+    waited = client.wait("a", goal="running", timeout_seconds=20, on_execution=on_execution)
+    assert not waited.is_reached
+
+
+async def test_the_asynchronous_client_waits_for_a_run_as_well(server: RunningServer) -> None:
+    job = stored_job("a", phase=JobPhase.RUNNING)
+    server.put(job, make_execution(job, phase=Phase.PREPARING))
+    async with AsyncClient(server.url) as client:
+        with pytest.raises(WaitTimeoutError):
+            await client.wait("a", goal="running", timeout_seconds=0.1)
+
+        def on_execution(execution: Execution) -> None:
+            server.put(make_execution(job, phase=Phase.RUNNING))
+
+        waited = await client.wait(
+            "a", goal="running", timeout_seconds=20, on_execution=on_execution
+        )
+        assert waited.is_reached
 
 
 def test_wait_for_what_is_not_there_or_goes_away(client: Client, server: RunningServer) -> None:

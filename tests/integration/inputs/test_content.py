@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bacalhau.storages.content import Blob, CacheFullError, ContentStore, check_tree_path
+from bacalhau.storages.content import CacheFullError, ContentStore
+from bacalhau.storages.disk import check_tree_path
+from bacalhau.storages.draft import Blob
 from bacalhau_api.errors import TerminalError
 
 KIB = 1024

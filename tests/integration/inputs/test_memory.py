@@ -3,41 +3,23 @@
 import contextlib
 import functools
 import http.server
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.s3 import ADMIN, S3Server
+from tests.support.memory_probe import probe
+from tests.support.s3 import S3Server
 
 MIB = 1024 * 1024
 GROWTH_MAX = 64 * MIB
-ROOT = Path(__file__).parents[3]
 
 
 def grown(kind: str, place: Path, address: str) -> int:
     """Bytes by which a process grew that moved it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.memory_probe", kind, str(place), address],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=115,
-        env={
-            **os.environ, "AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1],
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "api", ROOT / "controllers"))),
-        },
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    size = json.loads(done.stdout)["grown_bytes"]
-    assert isinstance(size, int)
-    return size
+    return probe(kind, place, address, timeout_seconds=115).grown_bytes
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from bacalhau.transfer.threads import TransferThreads
 from bacalhau_api.errors import TerminalError, TransientError
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import SpecConfig
+from bacalhau_controllers.runner.ports import Progress
 from tests.support.outputs import make_outputs, publication_to, read_archive
 from tests.support.s3 import ADMIN, READER, S3Server
 
@@ -229,3 +230,32 @@ async def test_presigned_links(publisher: S3Publisher, s3: S3Server, tmp_path: P
         presigned_link(access, location, 8 * 86400)
     with pytest.raises(TerminalError, match="one archive"):
         presigned_link(access, SpecConfig(type="s3", params={"bucket": "b", "key": "x/"}), 60)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "plain"])
+async def test_how_far_an_upload_is(
+    publisher: S3Publisher, s3: S3Server, tmp_path: Path, encoding: str
+) -> None:
+    outputs = make_outputs(tmp_path / "outputs", {"big.bin": os.urandom(16 * MIB)})
+    publication = target(s3, "far", encoding=encoding)
+    uid = publication.metadata.uid
+    assert publisher.progress(uid) is None
+    seen: list[Progress] = []
+    upload = asyncio.create_task(publisher.publish(publication, outputs))
+    while not upload.done():
+        if (progress := publisher.progress(uid)) is not None and progress.total_bytes:
+            seen.append(progress)
+        await asyncio.sleep(0.001)
+    await upload
+    size = 16 * MIB + 6 + 1 + 8
+    assert {progress.total_bytes for progress in seen} == {size}
+    assert [p.done_bytes for p in seen] == sorted(p.done_bytes for p in seen)
+    assert 0 < seen[-1].done_bytes <= size
+    assert publisher.progress(uid) is None
+    # Once more, by a publisher that is told to give up.
+    gone = asyncio.create_task(publisher.publish(target(s3, "gone", encoding=encoding), outputs))
+    await asyncio.sleep(0)
+    assert publisher.progress(uid) is not None
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert publisher.progress(uid) is None

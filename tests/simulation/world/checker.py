@@ -151,7 +151,8 @@ class Checker:
             return
         mine = _WRITERS.get(ref.kind, "")
         by_node = why.actor.startswith("node:") and ref.kind in ("Execution", "Publication")
-        if why.actor != mine and not by_node:
+        by_source = why.actor.startswith("source/") and ref.kind in ("Source", "Claim")
+        if why.actor != mine and not (by_node or by_source):
             self.fail("I8", f"{why.actor} wrote the status of {ref}", ref.name)
 
     def _execution(self, old: Execution | None, new: Execution, why: Why) -> None:
@@ -209,8 +210,12 @@ class Checker:
         if old is None or old.metadata.uid != new.metadata.uid:
             return
         was, now = old.status, new.status
-        is_same_generation = was.observed_generation == now.observed_generation
-        if was.phase.is_final and is_same_generation and now.phase is not was.phase:
+        # An end is for good, but for a new generation or a `rerun --failed`.
+        is_same_run = (was.observed_generation, was.observed_retry_nonce) == (
+            now.observed_generation,
+            now.observed_retry_nonce,
+        )
+        if was.phase.is_final and is_same_run and now.phase is not was.phase:
             self.fail("I3", f"{new.ref} was {was.phase} and became {now.phase}", new.name)
         if why.actor == "job-reconciler" and now.observed_generation == new.metadata.generation:
             is_waiting = now.waiting is not None

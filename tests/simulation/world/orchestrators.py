@@ -18,6 +18,7 @@ from bacalhau_controllers.node.presence import Presence
 from bacalhau_controllers.publishing import PublishingReconciler
 from bacalhau_controllers.retention import RetentionReconciler, namespace_key
 from bacalhau_controllers.state import State
+from bacalhau_controllers.waitages import WaitAges
 from tests.simulation.world.faults import Fault
 from tests.simulation.world.life import Life, current_life
 from tests.simulation.world.network import Client, Line
@@ -105,8 +106,10 @@ class Orchestrator:
         settings = JobSettings(
             fault_backoff_seconds_max=20.0, ready_seconds=2.0, verdict_seconds=20.0
         )
-        manager.add(JobReconciler(own, clock, settings=settings), "Job", workers=WORKERS)
-        executions = ExecutionReconciler(own, clock, inbox, presence)
+        ages = WaitAges(clock)
+        jobs = JobReconciler(own, clock, settings=settings, ages=ages)
+        manager.add(jobs, "Job", workers=WORKERS)
+        executions = ExecutionReconciler(own, clock, inbox, presence, ages)
         manager.add(executions, "Execution", workers=WORKERS)
         publications = PublishingReconciler(own, clock, inbox, presence)
         manager.add(publications, "Publication", workers=WORKERS)

@@ -209,14 +209,6 @@ def test_refused_held_and_other_nodes_are_left_out() -> None:
     assert verdict.nodes_total == 2
 
 
-def test_bonus_decides_among_fitting_nodes() -> None:
-    table = table_of(make_node("a"), make_node("b", cpu=200))
-    job = sample_job(spec=make_spec())
-    verdict = place(request_for(job, bonus={"b": 3.0}), table, slot="0", now=at(0))
-    assert verdict.node == "b"
-    assert verdict.scores["locality"] == 3.0
-
-
 def test_trouble_is_remembered_for_a_while() -> None:
     nodes = [make_node("a"), make_node("b")]
     table = table_of(*nodes)
@@ -433,8 +425,7 @@ def test_score_parts_add_up() -> None:
     table.note_trouble("a", 0)
     job = sample_job(spec=make_spec())
     table.reserve(("ns", "e"), Reservation("a", job.metadata.uid, CPU))
-    request = request_for(job, bonus={"a": 0.25})
-    search = Search(table, request, now=0)
+    search = Search(table, request_for(job), now=0)
     for name in ("a", "b"):
         row = table.row(name)
         assert row is not None
