@@ -19,6 +19,12 @@ ENTRIES_MAX: Final = 500_000
 BYTES_MAX: Final = 512 * 1024 * 1024
 """Of all files together."""
 
+_AT_WORK: Final = {
+    "index.lock": "git is writing",
+    "rebase-merge": "a git rebase is under way",
+    "rebase-apply": "a git rebase is under way",
+}
+
 Stamp = tuple[int, int, int, int, int]
 """Device, inode, size, and times of change of content and of inode: a file with the same stamp has
 the same content."""
@@ -36,12 +42,13 @@ class Scan:
     stamps: dict[str, Stamp] = field(default_factory=dict)
     problems: list[SourceProblem] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
-    is_busy: bool = False
+    busy: str = ""
+    """What git is in the middle of, in words; empty if it is at rest."""
 
 
 def scan(root: Path, selection: Selection) -> Scan:
     """Look at a directory and all below it. Raises AbsentError."""
-    found = Scan(is_busy=_is_git_busy(root))
+    found = Scan(busy=_git_at_work(root))
     try:
         top = root.stat()
         parent = (root.resolve().parent).stat()
@@ -147,12 +154,14 @@ def read_files(root: Path, found: Scan, known: dict[str, Stamp]) -> dict[str, by
     return contents
 
 
-def _is_git_busy(root: Path) -> bool:
-    """Whether git is rewriting the files right now."""
+def _git_at_work(root: Path) -> str:
+    """What git is doing to the files right now, in words. A rebase shows states in between that
+    nobody meant, and stays at one for as long as its user needs to resolve a conflict."""
     for where in (root, *root.parents):
         if (where / ".git").is_dir():
-            return (where / ".git" / "index.lock").exists()
-    return False
+            found = (word for name, word in _AT_WORK.items() if (where / ".git" / name).exists())
+            return next(found, "")
+    return ""
 
 
 def _unreadable(path: str, error: OSError) -> SourceProblem:

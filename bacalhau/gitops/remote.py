@@ -63,7 +63,7 @@ from bacalhau_controllers.store import (
 
 logger = logging.getLogger(__name__)
 
-KINDS_FOLLOWED: Final = ("Source", "Claim", "Job", "RetiredJob", "Node")
+KINDS_FOLLOWED: Final = ("Source", "Claim", "Namespace", "Job", "RetiredJob", "Node")
 AGAIN_SECONDS: Final = 1.0
 TOGETHER: Final = 4
 

@@ -127,14 +127,14 @@ class DirectoryTree:
         selection = await asyncio.to_thread(self._selection, spec)
         key = ("files", spec.namespace, spec.ignore)
         found = await asyncio.to_thread(scan, self._root, selection)
-        if self._key == key and self._scanned == found and not found.is_busy:
+        if self._key == key and self._scanned == found and not found.busy:
             return self._view
         deadline = self._clock.monotonic() + REST_SECONDS_MAX + 2 * spec.settle_seconds
         while True:
             await self._clock.sleep(spec.settle_seconds)
             selection = await asyncio.to_thread(self._selection, spec)
             again = await asyncio.to_thread(scan, self._root, selection)
-            if again == found and not again.is_busy:
+            if again == found and not again.busy:
                 contents = await asyncio.to_thread(read_files, self._root, again, self._stamps)
                 after = await asyncio.to_thread(scan, self._root, selection)
                 if after == found:
@@ -142,7 +142,8 @@ class DirectoryTree:
                 again = after
             found = again
             if self._clock.monotonic() > deadline:
-                return _absent(f"{self._root} keeps changing", "Unsettled")
+                why = found.busy or "it keeps changing"
+                return _absent(f"{self._root} is not at rest: {why}", "Unsettled")
         return await self._take(key, found, again, contents, spec)
 
     async def _take(

@@ -40,8 +40,14 @@ from bacalhau_controllers.manifest.reconciler import KINDS as MANIFEST_KINDS
 from bacalhau_controllers.node import NodeReconciler
 from bacalhau_controllers.node.presence import Presence
 from bacalhau_controllers.publishing import PublishingReconciler
-from bacalhau_controllers.retention import RetentionReconciler, namespace_key
+from bacalhau_controllers.retention import (
+    HistoryReconciler,
+    RetentionReconciler,
+    history_seconds,
+    namespace_key,
+)
 from bacalhau_controllers.state import State
+from bacalhau_controllers.waitages import WaitAges
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +94,13 @@ class Orchestrator:
         access = access_for(settings.listen_host, tokens, insecure_lab=settings.insecure_lab)
 
         nats = await self._connect(parts)
-        store = JetStreamStore(nats, clock, self._ids)
+        cache = Cache()
+        store = JetStreamStore(
+            nats, clock, self._ids, history_seconds_of=lambda name: history_seconds(cache, name)
+        )
         await store.open()
         parts.push_async_callback(store.close)
 
-        cache = Cache()
         # Users' writes do not depend on who leads, so the API has a state without the fence.
         own, shared = State(store, cache), State(store, cache)
         self.enrolment = Enrolment(
@@ -128,13 +136,15 @@ class Orchestrator:
             on_stopped_leading=follow,
         )
         job_settings = JobSettings(stop_seconds_min=silent)
-        manager.add(JobReconciler(own, clock, settings=job_settings), "Job")
-        manager.add(ExecutionReconciler(own, clock, inbox, presence), "Execution")
+        ages = WaitAges(clock)
+        manager.add(JobReconciler(own, clock, settings=job_settings, ages=ages), "Job")
+        manager.add(ExecutionReconciler(own, clock, inbox, presence, ages), "Execution")
         manager.add(PublishingReconciler(own, clock, inbox, presence), "Publication")
         manager.add(NodeReconciler(own, clock, presence), "Node")
         for kind in MANIFEST_KINDS:
             manager.add(ManifestReconciler(own, kind), kind)
         manager.add(RetentionReconciler(own, clock), "Job", key=namespace_key)
+        manager.add(HistoryReconciler(own, clock, store), "Namespace")
         manager.add(ClaimReconciler(own, clock), "Claim")
 
         def gauges() -> Mapping[str, float]:

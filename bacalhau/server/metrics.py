@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from bacalhau.kinds import ALL
 from bacalhau.server.hub import WatchHub
 from bacalhau.server.ports import Services
+from bacalhau.server.source_metrics import source_metrics
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Phase, PublicationPhase
 from bacalhau_api.v1.job import JobPhase
@@ -70,6 +71,7 @@ class _StateCollector(Collector):
                 phases.add_metric((kind, str(member)), len(cache.by_phase(kind, str(member))))
         yield phases
         yield _nodes(cache)
+        yield from source_metrics(cache)
         watchers = GaugeMetricFamily("bacalhau_api_watchers", "Open watches.")
         watchers.add_metric((), len(self._hub))
         yield watchers

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from bacalhau.client.sync import Client
+from bacalhau_api.v1.execution import Execution
+from bacalhau_api.v1.job import Job
 from tests.e2e.cluster import Cluster
 
 JOB = """
@@ -117,3 +120,32 @@ def test_a_quota_holds_jobs_back_until_there_is_room(cluster: Cluster) -> None:
     assert "2 slots wait (Quota): namespace small uses 1 of its quota of 1 executions" in planned
     cluster.run("apply", "-f", file, "-n", "small", "--wait", "--timeout", "60")
     assert get(cluster, "job/many", "-n", "small")["status"]["slots"]["succeeded"] == 3
+
+
+def test_what_a_job_left_outlives_it(cluster: Cluster) -> None:
+    """Its result, the end of its log and why it ran there, for as long as the history is kept."""
+    text = JOB % {"name": "gone", "type": "batch", "count": 1, "duration": 0, "mode": "x"}
+    with Client(cluster.server) as client:
+        client.create(text.replace("durationSeconds: 0", "stdout: last words, exitCode: 0"))
+        client.wait("gone", timeout_seconds=60)
+        (ran,) = client.list(Execution, fields="job=gone")
+        client.delete(Job, "gone")
+        for kind, name in ((Job, "gone"), (Execution, ran.name)):
+            for update in client.watch(kind, fields=f"name={name}", timeout_seconds=60):
+                if update.type in ("SYNCED", "DELETED") and not list(
+                    client.list(kind, fields=f"name={name}")
+                ):
+                    break
+        told = client.history(Execution, ran.name)
+        assert told[-1].removed
+        (ended, *_) = [item for item in told if item.phase == "Succeeded"]
+        (over, *_) = [
+            i for i in client.history(Job, "gone", objects=True) if i.phase == "Completed"
+        ]
+    then = get(cluster, f"execution/{ran.name}", "--at", ended.time.isoformat())
+    report = then["status"]["report"]
+    assert (report["exitCode"], report["stdoutTail"]) == (0, "last words")
+    assert over.object is not None
+    assert over.object["status"]["slots"]["succeeded"] == 1
+    (verdict,) = over.object["status"]["verdicts"]
+    assert verdict["node"] == ran.spec.node

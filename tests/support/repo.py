@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 class Repo:
-    """A work tree under `root`."""
+    """A work tree under `root`. Each command is given `seconds`, hooks included."""
 
-    def __init__(self, root: Path, *, bare: bool = False) -> None:
+    def __init__(self, root: Path, *, bare: bool = False, seconds: float = 30) -> None:
         self.root = root
+        self._seconds = seconds
         root.mkdir(parents=True, exist_ok=True)
         self.git("init", "-q", "-b", "main", *(["--bare"] if bare else []))
 
@@ -24,7 +25,7 @@ class Repo:
             check=True,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=self._seconds,
         )
         return done.stdout.strip()
 

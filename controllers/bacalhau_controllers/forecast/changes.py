@@ -6,7 +6,7 @@ it applied before, with uids. What is in the inventory and no longer declared is
 another object has the name by now, or another owner took it over.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -37,12 +37,14 @@ CHANGES_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One document: an object in canonical form, and where it was declared."""
+    """One document: an object in canonical form, and where it was declared. `is_parsed`: it is as
+    `parse_manifests` made it, and was checked there."""
 
     resource: Resource
     source: str = ""
     line: int = 0
     warnings: tuple[str, ...] = ()
+    is_parsed: bool = False
 
 
 class Owned(NamedTuple):
@@ -106,16 +108,36 @@ class Deciding:
 
 def decide(changes: ChangeSet, given: Deciding) -> tuple[Change, ...]:
     """The outcome for each document in order, then for what is pruned. Nothing is raised for what
-    is wrong with one document: it is refused, with its problems.
+    is wrong with one document: it is refused, with its problems. Jobs are given the defaults of
+    their namespace as this very set has it, wherever in the set it stands.
 
     Raises InvalidError for a set that is wrong as such.
     """
     _check(changes)
-    found = [_decide(wanted, changes, given) for wanted in changes.wanted]
+    places = {
+        wanted.resource.ref: _decide(wanted, changes, given)
+        for wanted in changes.wanted
+        if isinstance(wanted.resource, Namespace)
+    }
+    within = replace(given, view=_with(places, given.view)) if places else given
+    found = [
+        places.get(wanted.resource.ref) or _decide(wanted, changes, within)
+        for wanted in changes.wanted
+    ]
     if changes.prune:
         declared = {wanted.resource.ref for wanted in changes.wanted}
         found += _prune(changes, declared, given)
     return tuple(found)
+
+
+def _with(places: Mapping[Ref, Change], view: View) -> View:
+    """What is stored, with namespaces as they are to be."""
+
+    def look(ref: Ref) -> Resource | None:
+        change = places.get(ref)
+        return change.new if change is not None and change.new is not None else view(ref)
+
+    return look
 
 
 def pruned(ref: Ref, given: Deciding, provenance: Provenance) -> Change | None:
@@ -167,7 +189,7 @@ def _decide(wanted: Wanted, changes: ChangeSet, given: Deciding) -> Change:
     try:
         _check_owner(base.old, changes.owner)
         if isinstance(item, Job):
-            return _decide_job(base, item, changes.owner, given)
+            return _decide_job(base, wanted, item, changes.owner, given)
         if isinstance(item, Node):
             return _decide_node(base, item, changes.owner)
         if isinstance(item, Namespace):
@@ -188,7 +210,7 @@ def _check_owner(live: Resource | None, owner: str) -> None:
         )
 
 
-def _decide_job(base: Change, item: Job, owner: str, given: Deciding) -> Change:
+def _decide_job(base: Change, wanted: Wanted, item: Job, owner: str, given: Deciding) -> Change:
     live = base.old if isinstance(base.old, Job) else None
     retired = given.view(Ref("RetiredJob", item.ref.namespace, item.name)) if not live else None
     known = retired if isinstance(retired, RetiredJob) else None
@@ -201,6 +223,7 @@ def _decide_job(base: Change, item: Job, owner: str, given: Deciding) -> Change:
         uid=uid,
         namespace=place if isinstance(place, Namespace) else None,
         retired=known,
+        is_canonical=wanted.is_parsed,
     )
     return _settled(base, live, admitted.job, owner, admitted, known)
 
@@ -267,7 +290,8 @@ def _decide_namespace(base: Change, item: Namespace, owner: str, given: Deciding
     live = base.old if isinstance(base.old, Namespace) else None
     uid = given.uid_of(item.ref) if live is None else ""
     admitted, outcome = admit_namespace(live, item, now=given.now, uid=uid)
-    if outcome == "unchanged":
+    is_adopted = live is not None and bool(owner) and owner_of(live) != owner
+    if outcome == "unchanged" and not is_adopted:
         return replace(base, new=live)
     new = stamped(admitted, base.provenance, owner=owner)
     fields = compare(live, new) if live is not None else ()

@@ -304,6 +304,5 @@ def _pins(execution: Execution) -> dict[str, str]:
 
 def _waits(job: Job, what: str) -> bool:
     """Whether a job waits for this."""
-    status = job.status
-    is_current = status.observed_generation == job.metadata.generation
-    return is_current and status.waiting is not None and status.waiting.what == what
+    waiting = job.status.waiting
+    return job.is_observed and waiting is not None and waiting.what == what

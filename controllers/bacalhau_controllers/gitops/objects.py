@@ -7,6 +7,7 @@ never an object whose claim was lost, nor a claim on an object that was not made
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -24,6 +25,7 @@ from bacalhau_api.errors import (
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.provenance import OWNER, Provenance
 from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.source import (
     Claim,
     ClaimPhase,
@@ -45,14 +47,14 @@ from bacalhau_controllers.gitops.plan import (
     refusal,
 )
 from bacalhau_controllers.gitops.ports import Done, Order
-from bacalhau_controllers.gitops.prune import is_claimed_object
+from bacalhau_controllers.gitops.prune import is_claimed_object, is_inhabited
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Changed, Delete, Fence, Put, Removed, Why, Write
 
 logger = logging.getLogger(__name__)
 
 TRIES_MAX: Final = 6
-TOGETHER: Final = 64
+TOGETHER: Final = 256
 """Objects that are written at the same time: the store puts concurrent commits together."""
 
 
@@ -136,6 +138,8 @@ class StoreObjects:
         def writes(held: Claim, live: Resource | None, given: Given) -> list[Write]:
             if live is None or not is_claimed_object(held, live, given):
                 return [Delete(held.ref, held.metadata.resource_version)]
+            if is_inhabited(live, given):
+                return []
             change = pruned(ref, Deciding(given.look, given.now, lambda ref: ""), Provenance())
             if change is None:  # it is being deleted already
                 return []
@@ -152,9 +156,7 @@ class StoreObjects:
         branch and returning, does not run it again."""
         if not isinstance(live, Job) or not live.spec.type.runs_to_completion:
             return []
-        status = live.status
-        is_over = status.phase.is_final and status.observed_generation == live.metadata.generation
-        if not is_over or live.is_stopped:
+        if not live.is_over or live.is_stopped:
             return []
         record = retire(live, self._clock.now())
         found = self._state.cache.get(record.ref)
@@ -212,8 +214,7 @@ class StoreObjects:
     # -- odds and ends ---------------------------------------------------------------------------
 
     def _given(self, source: Source) -> Given:
-        cache = self._state.cache
-        return Given(source, cache.get, alive(self._state), self._clock.now())
+        return given_of(source, self._state, self._clock)
 
     def _why(self, source: Source, reason: str, message: str = "") -> Why:
         return Why(source.owner, reason, message, self._fence)
@@ -237,6 +238,15 @@ _REASONS: Final = {
 def alive(state: State) -> frozenset[str]:
     """The uids of all sources."""
     return frozenset(source.metadata.uid for source in state.cache.list("Source"))
+
+
+def given_of(source: Source, state: State, clock: Clock) -> Given:
+    """What decisions about a source are made from now."""
+
+    def jobs_in(namespace: str) -> Sequence[Resource]:
+        return state.cache.list("Job", namespace)
+
+    return Given(source, state.cache.get, alive(state), clock.now(), jobs_in)
 
 
 def refused(problem: SourceProblem) -> TerminalError:
@@ -305,7 +315,8 @@ async def restore(
     state: State, clock: Clock, ids: Ids, source: Source, ref: Ref, actor: str
 ) -> Resource:
     """Bring a pruned object back as it was, but with an identity of its own. It stays, whatever
-    the directory says, until the directory declares it again.
+    the directory says, until the directory declares it again. A job that had ended comes back with
+    how it ended, and does not run.
 
     Raises NotFoundError (nothing of that name was pruned within a day), ConflictError (another has
     the name, or the deletion has not ended).
@@ -322,35 +333,48 @@ async def restore(
         going = live.is_deleting and live.metadata.uid == claim.spec.uid
         hint = "it is still being deleted: try again in a moment" if going else "delete it first"
         raise ConflictError(f"{ref} exists", hint=hint)
-    record = await state.store.get(Ref("RetiredJob", ref.namespace, ref.name))
-    if record is not None:
-        raise ConflictError(
-            f"{ref} had run to its end before it was pruned, and does not start by being restored",
-            hint=f"run it again: bacalhau rerun {ref.name}",
-            reason="HasRun",
-        )
     entries = await state.store.history(ref, uid=claim.spec.uid)
     old = next(
         (e.resource for e in reversed(entries) if e.resource and not e.resource.is_deleting), None
     )
-    if not isinstance(old, Job):
+    now, uid = clock.now(), ids.uid()
+    record: Resource | None = None
+    fresh: Resource
+    if isinstance(old, Job):
+        record = await state.store.get(Ref("RetiredJob", ref.namespace, ref.name))
+        fresh = _afresh(old, uid, now, record)
+    elif isinstance(old, Namespace):
+        notes = {k: v for k, v in old.metadata.annotations.items() if k != OWNER}
+        fresh = old.with_meta(uid=uid, resource_version=0, annotations=notes)
+    else:
         raise NotFoundError(f"the history has no {ref} any more")
-    now = clock.now()
-    notes = {k: v for k, v in old.metadata.annotations.items() if k != OWNER}
-    meta = old.metadata.but(
-        uid=ids.uid(), generation=1, creation_timestamp=now, resource_version=0, annotations=notes
-    )
-    spec = old.spec.but(stop_generation=0)
-    fresh = Job(metadata=meta, spec=spec)
     held = claim.but(
         spec=claim.spec.but(uid=fresh.metadata.uid),
         status=ClaimStatus(phase=ClaimPhase.RESTORED, outcome="restored", at=now),
     )
-    writes = [Put(fresh, 0), Put(held, claim.metadata.resource_version)]
+    writes: list[Write] = [Put(fresh, 0), Put(held, claim.metadata.resource_version)]
+    if record is not None:  # it stood for the job that is there again
+        writes.append(Delete(record.ref, record.metadata.resource_version))
     why = Why(actor, "Restored", f"pruned by {source.owner}")
-    stored, _ = await state.commit(writes, why)
+    stored = (await state.commit(writes, why))[0]
     assert stored is not None
     return stored
+
+
+def _afresh(old: Job, uid: str, now: datetime, record: Resource | None) -> Job:
+    """A pruned job as it was. What had run to its end stays so: its generation is over."""
+    notes = {k: v for k, v in old.metadata.annotations.items() if k != OWNER}
+    meta = old.metadata.but(uid=uid, resource_version=0, annotations=notes)
+    if old.is_over:
+        return old.but(metadata=meta)
+    if record is not None:
+        raise ConflictError(
+            f"{old.ref} has run to its end since, and does not start by being restored",
+            hint=f"run it again: bacalhau rerun {old.name}",
+            reason="HasRun",
+        )
+    meta = meta.but(generation=1, creation_timestamp=now)
+    return Job(metadata=meta, spec=old.spec.but(stop_generation=0))
 
 
 __all__ = ["StoreObjects", "alive", "refused", "restore"]

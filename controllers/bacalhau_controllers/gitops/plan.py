@@ -4,7 +4,7 @@ The rules of admission are those of every other way in (`forecast.changes.decide
 and what is held back, is decided in `prune.py`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
@@ -12,6 +12,7 @@ from typing import Final, Literal
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.provenance import Provenance, owner_of
 from bacalhau_api.v1.job import Job
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
 from bacalhau_api.v1.source import (
     ADOPT,
@@ -33,7 +34,7 @@ Look = Callable[[Ref], Resource | None]
 
 Stand = Literal["synced", "apply", "waiting", "failed"]
 
-_APPLIABLE: Final = (Job, Node)
+_APPLIABLE: Final = (Job, Namespace, Node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,14 @@ class Ruling:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What decisions are made from. `alive` holds the uids of all sources that exist."""
+    """What decisions are made from. `alive` holds the uids of all sources that exist; `jobs_in`
+    lists the jobs of a namespace."""
 
     source: Source
     look: Look
     alive: frozenset[str]
     now: datetime
+    jobs_in: Callable[[str], Sequence[Resource]] = lambda namespace: ()
 
     def claim(self, ref: Ref) -> Claim | None:
         """The claim on an object, if it is of a source that exists."""
@@ -95,7 +98,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Outline:
     """What is to be done for the declared objects: `apply`, with what that changes where it is
-    known beforehand (not of new objects). `refs` is all that the directory declares."""
+    known beforehand (not of new objects), namespaces first. `refs` is all that the directory
+    declares."""
 
     apply: tuple[tuple[Declared, Change | None], ...]
     problems: tuple[SourceProblem, ...]
@@ -121,7 +125,26 @@ def outline(view: TreeView, given: Given, memory: Memory) -> Outline:
             problems.append(ruling.problem)
         if ruling.waits:
             waits.append(ruling.waits)
-    return Outline(tuple(apply), tuple(problems), tuple(waits), synced, frozenset(first))
+    refused = {p.object for p in problems}
+    ready = [pair for pair in apply if not awaits_namespace(pair[0], given.look, refused)]
+    if len(ready) < len(apply):
+        going = {item.resource.ref for item, _ in ready}
+        waits += [
+            f"{item.resource.ref} waits for its namespace"
+            for item, _ in apply
+            if item.resource.ref not in going
+        ]
+    ready.sort(key=lambda pair: not isinstance(pair[0].resource, Namespace))
+    return Outline(tuple(ready), tuple(problems), tuple(waits), synced, frozenset(first))
+
+
+def awaits_namespace(item: Declared, look: Look, refused: Collection[str]) -> bool:
+    """Whether an object is new, and its namespace is declared but could not be applied: it would be
+    made without the namespace's defaults."""
+    ref = item.resource.ref
+    place = Ref("Namespace", "", ref.namespace)
+    is_missing = bool(ref.namespace) and str(place) in refused and look(place) is None
+    return is_missing and look(ref) is None
 
 
 def declared_once(
@@ -234,7 +257,7 @@ def is_own(live: Resource, claim: Claim | None, given: Given) -> bool:
 
 def change_of(item: Declared, given: Given, *, commit: str = "", uid: str = "") -> Change:
     """What applying an object does, by the rules of admission."""
-    wanted = Wanted(item.resource, item.file, item.line, item.warnings)
+    wanted = Wanted(item.resource, item.file, item.line, item.warnings, is_parsed=True)
     changes = ChangeSet(
         wanted=(wanted,),
         owner=given.source.owner,

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from bacalhau_api.meta import Resource
 from bacalhau_api.provenance import owner_of
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.source import Claim, Freeze
 from bacalhau_controllers.gitops.plan import Given, prune_rule
 from bacalhau_controllers.gitops.ports import TreeView
@@ -19,6 +20,7 @@ UID_DIGITS: Final = 12
 """Of a uid, in the list of approved deletions."""
 
 NAMED_MAX: Final = 20
+NAMED_IN_WAIT_MAX: Final = 3
 
 FrozenFor = Literal["Broken", "Missing", "Emptied", "Unmounted", "TooMany"]
 
@@ -26,12 +28,15 @@ FrozenFor = Literal["Broken", "Missing", "Emptied", "Unmounted", "TooMany"]
 @dataclass(frozen=True, slots=True)
 class Pruning:
     """`delete` may be deleted now. `release` are to be let go; `gone` have no object any more.
-    `freeze` says what is held back, and why. `approved` is what an approval covers, to be
-    remembered before anything is deleted: it has to outlive the deletions one by one."""
+    `inhabited` are namespaces, to be deleted once nothing is in them; `waits` says so. `freeze`
+    says what is held back, and why. `approved` is what an approval covers, to be remembered before
+    anything is deleted: it has to outlive the deletions one by one."""
 
     delete: tuple[Claim, ...] = ()
     release: tuple[Claim, ...] = ()
     gone: tuple[Claim, ...] = ()
+    inhabited: tuple[Claim, ...] = ()
+    waits: tuple[str, ...] = ()
     freeze: Freeze | None = None
     approved: tuple[str, ...] = ()
 
@@ -47,12 +52,12 @@ def pruning(
     known = set(given.source.status.approved)
     surplus = [*sorted_out.delete, *sorted_out.release, *sorted_out.gone]
     if not surplus:
-        return Pruning()
+        return sorted_out
     if (unread := _unread(view)) is not None:
         broken = {problem.file for problem in view.problems}
         held = [c for c in sorted_out.delete if view.absent or c.spec.file not in broken]
         freeze = _freeze(*unread, held, given, can_approve=False) if held else None
-        return Pruning(freeze=freeze, approved=tuple(sorted(known)))
+        return Pruning(freeze=freeze, approved=tuple(sorted(known)), waits=sorted_out.waits)
     doubt = _doubt(view, given)
     fresh = [c for c in (surplus if doubt else sorted_out.delete) if _short(c) not in known]
     approval = given.source.spec.approval
@@ -74,6 +79,8 @@ def _sorted(surplus: Sequence[Claim], given: Given) -> Pruning:
     delete: list[Claim] = []
     release: list[Claim] = []
     gone: list[Claim] = []
+    inhabited: list[Claim] = []
+    waits: list[str] = []
     for claim in surplus:
         live = given.look(claim.spec.object_ref)
         if live is None or not is_claimed_object(claim, live, given):
@@ -82,9 +89,12 @@ def _sorted(surplus: Sequence[Claim], given: Given) -> Pruning:
             continue  # somebody else deletes it; it is gone at a later look
         elif is_retained(claim, live, given):
             release.append(claim)
+        elif is_inhabited(live, given):
+            inhabited.append(claim)
+            waits.append(_inhabited(live, given))
         else:
             delete.append(claim)
-    return Pruning(tuple(delete), tuple(release), tuple(gone))
+    return Pruning(tuple(delete), tuple(release), tuple(gone), tuple(inhabited), tuple(waits))
 
 
 def _without(whole: Pruning, held: Sequence[Claim]) -> Pruning:
@@ -93,7 +103,20 @@ def _without(whole: Pruning, held: Sequence[Claim]) -> Pruning:
         tuple(c for c in claims if c.ref not in refs)
         for claims in (whole.delete, whole.release, whole.gone)
     )
-    return Pruning(delete, release, gone)
+    return replace(whole, delete=delete, release=release, gone=gone)
+
+
+def is_inhabited(live: Resource, given: Given) -> bool:
+    """Whether an object is a namespace that jobs are in: it is not deleted before them, whose
+    limits it holds."""
+    return isinstance(live, Namespace) and bool(given.jobs_in(live.name))
+
+
+def _inhabited(live: Resource, given: Given) -> str:
+    jobs = sorted(job.name for job in given.jobs_in(live.name))
+    named = ", ".join(jobs[:NAMED_IN_WAIT_MAX])
+    more = f" and {len(jobs) - NAMED_IN_WAIT_MAX} more" if len(jobs) > NAMED_IN_WAIT_MAX else ""
+    return f"{live.ref} is deleted once nothing is in it: it still has the jobs {named}{more}"
 
 
 def is_claimed_object(claim: Claim, live: Resource, given: Given) -> bool:

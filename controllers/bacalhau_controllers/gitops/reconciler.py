@@ -6,18 +6,26 @@ and `status`.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from bacalhau_api.errors import ConflictError
 from bacalhau_api.meta import Ref, Resource
+from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.source import Claim, Drift, Source, SourceProblem, SourceStatus
 from bacalhau_controllers.contract import Clock, Result
 from bacalhau_controllers.controller import Watch
-from bacalhau_controllers.gitops.objects import alive
-from bacalhau_controllers.gitops.plan import Given, Memory, Outline, drift_of, outline
+from bacalhau_controllers.gitops.objects import given_of
+from bacalhau_controllers.gitops.plan import (
+    Given,
+    Memory,
+    Outline,
+    awaits_namespace,
+    drift_of,
+    outline,
+)
 from bacalhau_controllers.gitops.ports import Declared, Objects, Order, Tree, TreeView
 from bacalhau_controllers.gitops.prune import Pruning, pruning
 from bacalhau_controllers.gitops.status import failure, observed, resting
@@ -67,12 +75,15 @@ class SourceReconciler:
         self._passed_at: float | None = None
         # What the last pass was about: changes of other objects concern nobody here.
         self._concerned: frozenset[Ref] | None = None
+        # Namespaces that go once they are empty.
+        self._emptying: frozenset[str] = frozenset()
 
     @property
     def watches(self) -> dict[str, Watch]:
         """Which changes of other kinds ask for a pass."""
         return {
             "Job": self._on_object,
+            "Namespace": self._on_object,
             "Node": self._on_object,
             "RetiredJob": self._on_object,
             "Claim": self._on_claim,
@@ -124,11 +135,14 @@ class SourceReconciler:
         failed: dict[Ref, SourceProblem] = {}
         orders = [Order(item, view.commit) for item, _ in found.apply]
         is_cut = False
-        for at in range(0, len(orders), self._settings.chunk):
+        for chunk in self._chunks(orders):
             if self._clock.monotonic() - began > self._settings.budget_seconds:
                 is_cut = True
                 break
-            failed |= await self._apply(source, orders[at : at + self._settings.chunk])
+            refused = {p.object for p in failed.values()}
+            look = self._state.cache.get
+            ready = [o for o in chunk if not awaits_namespace(o.declared, look, refused)]
+            failed |= await self._apply(source, ready)
         if orders:
             found = self._outline(source, view)
         todo = self._pruning(source, view, found)
@@ -138,7 +152,7 @@ class SourceReconciler:
             ref for ref in failed if ref not in found.refs
         }
         left = {ref: p for ref, p in failed.items() if ref in still}
-        status = observed(source, view, found, left, todo.freeze, (), self._clock.now())
+        status = observed(source, view, found, left, todo, (), self._clock.now())
         await self._report(source, status.but(approved=todo.approved))
         is_open = is_cut or any(i.resource.ref not in left for i, _ in found.apply)
         if is_open:
@@ -146,6 +160,14 @@ class SourceReconciler:
         if left:
             return Result(requeue_after=self._settings.restless_seconds)
         return Result()
+
+    def _chunks(self, orders: Sequence[Order]) -> Iterator[Sequence[Order]]:
+        """So many at a time; namespaces, which come first, before everything else."""
+        places = sum(isinstance(o.declared.resource, Namespace) for o in orders)
+        chunk = self._settings.chunk
+        for begin, end in ((0, places), (places, len(orders))):
+            for at in range(begin, end, chunk):
+                yield orders[at : min(at + chunk, end)]
 
     async def _apply(self, source: Source, orders: Sequence[Order]) -> dict[Ref, SourceProblem]:
         items: dict[Ref, Declared] = {o.declared.resource.ref: o.declared for o in orders}
@@ -197,7 +219,7 @@ class SourceReconciler:
         ]
         drift = (*drift_of(found.apply), *gone)
         now = self._clock.now()
-        await self._report(source, observed(source, view, found, {}, todo.freeze, drift, now))
+        await self._report(source, observed(source, view, found, {}, todo, drift, now))
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -210,15 +232,16 @@ class SourceReconciler:
         return found
 
     def _pruning(self, source: Source, view: TreeView, found: Outline) -> Pruning:
-        return pruning(view, found.refs, self._held(source), self._given(source))
+        todo = pruning(view, found.refs, self._held(source), self._given(source))
+        self._emptying = frozenset(claim.spec.name for claim in todo.inhabited)
+        return todo
 
     def _held(self, source: Source) -> list[Claim]:
         claims = self._state.cache.owned_by(source.metadata.uid, "Claim")
         return [c for c in claims if isinstance(c, Claim) and c.is_held]
 
     def _given(self, source: Source) -> Given:
-        state = self._state
-        return Given(source, state.cache.get, alive(state), self._clock.now())
+        return given_of(source, self._state, self._clock)
 
     async def _report(self, source: Source, status: SourceStatus) -> Source:
         """Store the status if it differs. Where the source was changed meanwhile, the next pass
@@ -235,7 +258,7 @@ class SourceReconciler:
 
     def _on_object(self, old: Resource | None, new: Resource | None) -> Iterable[Ref]:
         changed = new or old
-        if changed is None or not self._is_concerned(changed):
+        if changed is None or not (self._is_concerned(changed) or self._is_leaving(old, new)):
             return ()
         if old is not None and new is not None and _is_same_wish(old, new):
             return ()
@@ -249,6 +272,10 @@ class SourceReconciler:
         if self._concerned is not None and ref not in self._concerned:
             return ()
         return (self._ref,)
+
+    def _is_leaving(self, old: Resource | None, new: Resource | None) -> bool:
+        """Whether a namespace that is to go has one object less."""
+        return old is not None and new is None and old.ref.namespace in self._emptying
 
     def _is_concerned(self, item: Resource) -> bool:
         if self._concerned is None:

@@ -18,6 +18,7 @@ from bacalhau_api.v1.source import (
 )
 from bacalhau_controllers.gitops.plan import Outline
 from bacalhau_controllers.gitops.ports import Declared, TreeView
+from bacalhau_controllers.gitops.prune import Pruning
 
 TEXT_MAX: Final = 1000
 
@@ -41,17 +42,18 @@ def observed(
     view: TreeView,
     found: Outline,
     failed: Mapping[Ref, SourceProblem],
-    freeze: Freeze | None,
+    todo: Pruning,
     drift: Sequence[Drift],
     now: datetime,
 ) -> SourceStatus:
     """The status after a look. `found` is how things stand at its end, `failed` what could not be
-    applied; `drift` is for mode detect."""
-    old = source.status
+    applied, `todo` what is held back or waits to be deleted; `drift` is for mode detect."""
+    old, freeze = source.status, todo.freeze
     problems = (*view.problems, *found.problems, *failed.values())
     pending = [i for i, _ in found.apply if i.resource.ref not in failed]
     is_detecting = source.spec.mode == "detect"
-    is_whole = not (problems or freeze or found.waits or view.absent or pending or is_detecting)
+    waits = (*found.waits, *todo.waits)
+    is_whole = not (problems or freeze or waits or view.absent or pending or is_detecting)
     revision_applied = view.revision if is_whole else old.revision_applied
     counts = SourceCounts(
         files=view.files,
@@ -71,12 +73,12 @@ def observed(
                 - sum(d.action != "delete" for d in drift),
             )
         )
-    phase, message = _summary(view, problems, freeze, drift, found, len(pending), counts)
+    phase, message = _summary(view, problems, freeze, drift, waits, len(pending), counts)
     return SourceStatus(
         observed_generation=source.metadata.generation,
         phase=phase,
         message=message[:TEXT_MAX],
-        waiting=_mover(source, phase, message, freeze, now),
+        waiting=_mover(source, phase, message, freeze, found, now),
         runner=old.runner,
         path=old.path,
         revision_seen=view.revision or old.revision_seen,
@@ -110,7 +112,7 @@ def _summary(
     problems: Sequence[SourceProblem],
     freeze: Freeze | None,
     drift: Sequence[Drift],
-    found: Outline,
+    waits: Sequence[str],
     pending: int,
     counts: SourceCounts,
 ) -> tuple[SourcePhase, str]:
@@ -126,16 +128,21 @@ def _summary(
         return SourcePhase.DEGRADED, f"{at}: {first.message}{more}"
     if drift:
         return SourcePhase.DRIFTED, f"{len(drift)} objects differ from the directory"
-    if found.waits:
-        more = f" (and {len(found.waits) - 1} more)" if len(found.waits) > 1 else ""
-        return SourcePhase.PROGRESSING, f"{found.waits[0]}{more}"
+    if waits:
+        more = f" (and {len(waits) - 1} more)" if len(waits) > 1 else ""
+        return SourcePhase.PROGRESSING, f"{waits[0]}{more}"
     if pending and counts.waiting:
         return SourcePhase.PROGRESSING, f"{pending} objects are still to be applied"
     return SourcePhase.SYNCED, f"{counts.objects} objects are as the directory says"
 
 
 def _mover(
-    source: Source, phase: SourcePhase, message: str, freeze: Freeze | None, now: datetime
+    source: Source,
+    phase: SourcePhase,
+    message: str,
+    freeze: Freeze | None,
+    found: Outline,
+    now: datetime,
 ) -> Waiting | None:
     """Who moves a source that is not as it should be. A person's wait has no end of its own."""
     if phase is SourcePhase.FROZEN and freeze is not None:
@@ -145,6 +152,8 @@ def _mover(
         return _waiting(source, "Files", message, "user", now)
     if phase is SourcePhase.DRIFTED:
         return _waiting(source, "Mode", "mode detect changes nothing", "user", now)
+    if phase is SourcePhase.PROGRESSING and not (found.waits or found.apply):
+        return _waiting(source, "EmptyNamespace", message, "whoever has the jobs in it", now)
     if phase is SourcePhase.PROGRESSING:
         return _waiting(source, "Objects", message, "source reconciler", now)
     return None

@@ -82,9 +82,4 @@ def forgotten(
 
 def _ended(job: Job) -> datetime | None:
     """When a job finished; None if it has not, or is to run again, or is being deleted already."""
-    status = job.status
-    if job.is_deleting or not status.phase.is_final:
-        return None
-    if status.observed_generation != job.metadata.generation:
-        return None
-    return status.finished_at
+    return job.status.finished_at if job.is_over and not job.is_deleting else None

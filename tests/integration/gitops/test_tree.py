@@ -103,10 +103,11 @@ async def test_a_directory_that_does_not_rest_is_told_so(
     assert view.absent_reason == "Unsettled"
 
 
-async def test_git_at_work_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["index.lock", "rebase-merge", "rebase-apply"])
+async def test_git_at_work_is_waited_for(tmp_path: Path, name: str) -> None:
     repo = Repo(tmp_path)
     repo.write(a=manifest("a"))
-    lock = tmp_path / ".git" / "index.lock"
+    lock = tmp_path / ".git" / name
     lock.touch()
     tree = tree_of(tmp_path)
     reading = asyncio.create_task(tree.read(SourceSpec(view="files", settle_seconds=0.1)))

@@ -5,9 +5,12 @@ from datetime import timedelta
 import pytest
 
 from bacalhau_api.errors import ConflictError, NotFoundError
-from bacalhau_api.meta import Ref
+from bacalhau_api.meta import ObjectMeta, Ref
+from bacalhau_api.v1.job import SlotCounts
+from bacalhau_api.v1.node import Membership, Node, NodeSpec
 from bacalhau_api.v1.source import ClaimPhase, SourcePhase
 from bacalhau_controllers.gitops import restore
+from bacalhau_controllers.job import JobReconciler
 from tests.support.gitops import DictTree, KilledError, Yard, manifest
 
 
@@ -232,9 +235,48 @@ async def test_what_cannot_be_restored() -> None:
         await bring_back()
     assert "still being deleted" in going.value.hint
     await yard.finish_deletions()
-    with pytest.raises(ConflictError) as over:
+    await yard.user_applies(manifest("j1", "theirs"))
+    with pytest.raises(ConflictError, match="exists"):
         await bring_back()
-    assert over.value.reason == "HasRun"
+
+
+async def test_a_finished_job_is_restored_as_it_ended_and_does_not_run() -> None:
+    yard, tree = await filled(6)
+    await yard.finish("j1")
+    ended = yard.job("j1")
+    ended = ended.but(status=ended.status.but(slots=SlotCounts(total=1, succeeded=1, delivered=1)))
+    await yard.put(ended)
+    text = tree.files.pop("1.yaml")
+    await yard.sync()
+    ref = Ref("Job", "default", "j1")
+    record = Ref("RetiredJob", "default", "j1")
+    assert await yard.store.get(record) is not None
+    back = await restore(yard.state, yard.clock, yard.ids, yard.source(), ref, "user:ann")
+    assert await yard.store.get(record) is None
+    await yard.put(
+        Node(
+            metadata=ObjectMeta(name="edge", namespace=""),
+            spec=NodeSpec(membership=Membership.APPROVED),
+        )
+    )
+    reconciler = JobReconciler(yard.state, yard.clock)
+    for _ in range(3):
+        await reconciler.reconcile(ref)
+    assert yard.state.cache.list("Execution") == ()
+    job = yard.job("j1")
+    assert (job.metadata.uid, job.spec) == (back.metadata.uid, ended.spec)
+    assert job.metadata.generation == ended.metadata.generation
+    assert job.metadata.creation_timestamp == ended.metadata.creation_timestamp
+    assert (job.status.phase, job.status.finished_at) == ("Completed", ended.status.finished_at)
+    assert job.status.slots == ended.status.slots
+    tree.files["1.yaml"] = text  # the same file again: the source's, and still over
+    await yard.sync()
+    await reconciler.reconcile(ref)
+    assert yard.claims()["j1"].is_held
+    assert yard.state.cache.list("Execution") == ()
+    tree.files["1.yaml"] = manifest("j1", "two")  # another run
+    await yard.sync()
+    assert yard.job("j1").metadata.generation == ended.metadata.generation + 1
 
 
 async def test_a_file_that_goes_and_returns_does_not_run_a_finished_job_again() -> None:
