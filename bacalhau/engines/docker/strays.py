@@ -7,6 +7,7 @@ kernel knows: the container's id is in the names of its processes' cgroups.
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -16,11 +17,14 @@ from bacalhau_api.errors import UnavailableError
 
 _GONE_SECONDS = 10.0
 _LOOK_SECONDS = 0.02
+_WHOLE_ID = re.compile("[0-9a-f]{64}")
 
 
 def end_strays(container_id: str) -> int:
     """Kill them, and return how many there were once they are gone. May block for a moment. Raises
-    UnavailableError if they cannot be killed."""
+    UnavailableError if they cannot be killed. `container_id` is the whole id: 64 digits."""
+    if not _WHOLE_ID.fullmatch(container_id):  # anything shorter could be in the name of others
+        raise ValueError(f"{container_id!r} is not the whole id of a container")
     deadline = time.monotonic() + _GONE_SECONDS
     ended: set[int] = set()
     while pids := list(_processes(container_id)):

@@ -14,6 +14,7 @@ from bacalhau.engines.docker.networks import Networks, bridge_name
 from bacalhau.engines.docker.options import DockerOptions, engine_host
 from bacalhau.engines.docker.ports import PortRange, variables
 from bacalhau.engines.docker.records import Record, Shelf, Stop
+from bacalhau.engines.docker.strays import end_strays
 from bacalhau_api.errors import InvalidError, TerminalError, TransientError
 from bacalhau_api.params import DockerParams
 from bacalhau_api.v1.job import Network, NetworkType, Port, Resources
@@ -273,3 +274,10 @@ async def test_no_more_jobs_with_network_http_than_networks_fit() -> None:
 def test_names_of_bridges_fit_the_kernel() -> None:
     assert len(bridge_name("x" * 300)) <= 15
     assert bridge_name("a") != bridge_name("b")
+
+
+@pytest.mark.parametrize("name", ["", "a", "0123456789ab", "docker", "A" * 64])
+def test_only_a_whole_id_says_whose_processes_to_end(name: str) -> None:
+    with pytest.raises(ValueError, match="whole id"):
+        end_strays(name)
+    assert end_strays("0" * 64) == 0
