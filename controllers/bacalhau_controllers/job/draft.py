@@ -39,8 +39,8 @@ class Plan:
     """What is to be done about one job. An empty plan means that all is as it should be.
 
     `job` is the job with its new status (and finalizers), None if unchanged; with `removes_job` it
-    is deleted instead. `is_over_quota`: it waits for room in its namespace. `requeue_after` is in
-    seconds.
+    is deleted instead. `is_over_quota`: it waits for room in its namespace. `blocked_on`: nodes on
+    which a new generation lacks room even where the old one is. `requeue_after` is in seconds.
     """
 
     job: Job | None = None
@@ -52,6 +52,7 @@ class Plan:
     delete: tuple[Execution | Acceptance | Publication, ...] = ()
     queued: Queued | None = None
     is_over_quota: bool = False
+    blocked_on: frozenset[str] = frozenset()
     requeue_after: float | None = None
     reason: str = ""
     message: str = ""
@@ -101,6 +102,7 @@ class Draft:
     verdicts: list[Verdict] = field(default_factory=list)
     queued: Queued | None = None
     is_over_quota: bool = False
+    blocked_on: set[str] = field(default_factory=set)
     is_full: bool = False
     wake_at: datetime | None = None
     waits: dict[str, _Wait] = field(default_factory=dict)
@@ -220,6 +222,7 @@ class Draft:
             delete=tuple(self.delete.values()),
             queued=self.queued,
             is_over_quota=self.is_over_quota,
+            blocked_on=frozenset(self.blocked_on),
             requeue_after=requeue,
             reason=reason,
             message=message,

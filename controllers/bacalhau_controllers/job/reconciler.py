@@ -82,6 +82,8 @@ class JobReconciler:
         # Jobs that wait for room in their namespace, and bytes of outputs kept in each.
         self._over_quota: dict[str, dict[Ref, None]] = {}
         self._stored: dict[str, int] = {}
+        # Nodes on which the next generation of a job has no room, even without the present one.
+        self._blocked: dict[Ref, frozenset[str]] = {}
         # Jobs that follow every node: kept apart, so that a node's change does not walk all jobs.
         self._daemons: dict[Ref, None] = {}
         # By the job's uid. The same objects as in the cache, grouped.
@@ -96,6 +98,7 @@ class JobReconciler:
         """While this process leads, jobs that wait for a place are woken by what may help them."""
         self.queue.clear()
         self._over_quota.clear()
+        self._blocked.clear()
         for resource in self._state.cache.list("Job"):
             self._enqueue_known(resource)
         self._wake = wake
@@ -178,6 +181,10 @@ class JobReconciler:
             self._leave_queue(job.ref)
         if todo.is_over_quota:
             self._over_quota.setdefault(job.metadata.namespace, {})[job.ref] = None
+        if todo.blocked_on:
+            self._blocked[job.ref] = todo.blocked_on
+        else:
+            self._blocked.pop(job.ref, None)
         return todo
 
     async def _commit(self, job: Job, todo: Plan) -> None:
@@ -270,6 +277,7 @@ class JobReconciler:
                 self._daemons.pop(changed.ref, None)
             if new is None:
                 self._leave_queue(changed.ref)
+                self._blocked.pop(changed.ref, None)
 
     def _note_usage(self, old: Resource | None, new: Resource | None, namespace: str) -> None:
         """Count the outputs that are kept, and wake who may go on where something ended."""
@@ -298,6 +306,8 @@ class JobReconciler:
         improved = self.nodes.take_improved()
         if improved:
             self._wake_all(self.queue.improved(improved, self._clock.monotonic()))
+            names = frozenset(improved)
+            self._wake_all(ref for ref, on in tuple(self._blocked.items()) if on & names)
 
     def _wake_all(self, refs: Iterable[Ref]) -> None:
         if self._wake is not None:

@@ -163,7 +163,10 @@ def _advance_service(
         return not has_begun
     if tally.add(placer.place(place.view, place.found), draft):
         return not has_begun
-    if draft.is_full or not _frees_a_place(place.old, placer.request, sight):
+    if draft.is_full:
+        return 0
+    if not _frees_a_place(place.old, placer.request, sight):
+        draft.blocked_on |= {e.spec.node for e in place.old}
         return 0
     if not placer.is_allowed(freeing=place.old):
         draft.is_over_quota = True
@@ -235,6 +238,7 @@ def _advance_daemon(
         draft.stop_all(place.old, REPLACED)
         tally_as, what, why = "waiting", "Rollout", "is to end the old execution first"
     elif not _frees_a_place(old, placer.request, sight):
+        draft.blocked_on.add(node)
         what, why = "Rollout", "does not take the new generation now; the old one stays"
     elif not placer.is_allowed(freeing=old):
         draft.is_over_quota = True

@@ -721,6 +721,27 @@ def test_daemon_rollout_is_one_node_at_a_time_and_never_two_on_one(w: World) -> 
     assert len(w.running("d", generation=2)) == 3
 
 
+@pytest.mark.parametrize("type", [DAEMON, SERVICE])
+def test_a_rollout_that_lacked_room_goes_on_once_there_is_some(w: World, type: JobType) -> None:
+    """At once, not with the next sweep: with the room that becomes free and that of the old one."""
+    w.add_node("a", cpu=1000)
+    w.submit("d", make_spec(type, cpu=300))
+    w.settle()
+    w.submit("other", make_spec(BATCH, cpu=600))
+    w.behave(run_on, job="other")
+    w.settle()
+    w.submit("d", make_spec(type, cpu=800))
+    w.settle()
+    (old,) = w.executions("d")
+    assert old.spec.desired is Desired.RUN, "it stays where its successor would not fit"
+    (other,) = w.executions("other")
+    w.report(other, report_of(other, Phase.SUCCEEDED, exit_code=0))
+    w.bench.loop.run_until_idle()
+    assert w.executions("d")[0].spec.desired is Desired.STOP
+    w.settle()
+    assert len(w.running("d", generation=2)) == 1
+
+
 def test_daemon_rollout_is_not_blocked_by_an_absent_node(w: World) -> None:
     with_nodes(w, "a", "b", "c")
     w.submit("d", make_spec(DAEMON))
