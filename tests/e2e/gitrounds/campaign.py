@@ -18,7 +18,7 @@ from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.source import Claim, SourcePhase
 from tests.e2e.gitrounds.desk import Desk, manifest
 from tests.e2e.gitrounds.fleet import DESK, PUSHED, Fleet
-from tests.e2e.gitrounds.truth import read
+from tests.e2e.gitrounds.truth import documents, manifest_files, read
 from tests.e2e.gitrounds.verdict import Ledger, strangers
 from tests.support.repo import Repo
 
@@ -205,11 +205,9 @@ class Campaign:
     def settle(self) -> None:
         """Everything is mended and approved; then what is stored is what the directories say, and
         stays so, and what has happened on the way was right. Raises DriftLeftError."""
-        for place in ("theirs", "claimed"):
-            for root in (self.sitting.root, self.pushing.root):
-                (root / f"jobs/{place}.yaml").unlink(missing_ok=True)
         self.fleet.revive()
         self.sitting.tidy()
+        self._give_back()
         self._note_desk()
         self.pushing.tidy()
         self._push()
@@ -228,6 +226,15 @@ class Campaign:
             for ledger in (self.pushed, self.desk):
                 ledger.look_back(client)
             self._wrong += strangers(client, self.strange[-20:])
+
+    def _give_back(self) -> None:
+        """The desk declares its own jobs alone, wherever the files were moved in the meantime."""
+        root = self.sitting.root
+        for path in list(manifest_files(root)):
+            jobs = documents((root / path).read_text()) or []
+            if not all(name.startswith(f"{self.sitting.prefix}-") for name, _, _ in jobs):
+                (root / path).unlink()
+        self.sitting.commit()
 
     def _left(self) -> list[str]:
         """What is not yet as it is to be."""
