@@ -96,8 +96,9 @@ class Snapshot(Model):
 class Agent:
     """One node's agent. `run` it once; `close` it afterwards.
 
-    Engines, storages and publishers are by type; `inventory` knows which inputs are here. The clock's `monotonic` must be comparable
-    between agents within one boot of the machine (see AgentSettings).
+    Engines, storages and publishers are by type; `inventory` knows which inputs are here. The
+    clock's `monotonic` must be comparable between agents within one boot of the machine (see
+    AgentSettings).
     """
 
     def __init__(
