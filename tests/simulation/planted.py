@@ -18,8 +18,6 @@ import pytest
 from bacalhau_api.errors import BacalhauError, ConflictError, TransientError
 from bacalhau_api.meta import Contact, Ref, Resource
 from bacalhau_api.v1.execution import Execution, Phase, Report
-from bacalhau_api.v1.node import Membership
-from bacalhau_controllers import contact
 from bacalhau_controllers.controller import SWEEP_TICKS, Controller
 from bacalhau_controllers.execution import plan as execution_plan
 from bacalhau_controllers.execution import reconciler as execution_reconciler
@@ -34,7 +32,7 @@ from bacalhau_controllers.job.draft import Draft
 from bacalhau_controllers.job.look import Sight
 from bacalhau_controllers.job.owned import SlotView
 from bacalhau_controllers.manager import Manager
-from bacalhau_controllers.placement import NodeTable
+from bacalhau_controllers.placement import NodeTable, rules
 from bacalhau_controllers.retention.plan import RetentionSettings
 from bacalhau_controllers.runner import assign, machine, transitions
 from bacalhau_controllers.runner.agent import Agent
@@ -452,18 +450,11 @@ def _a_vanished_run_has_succeeded(patch: Patch) -> None:
     patch.setattr(transitions, "_interrupted", hopeful)
 
 
-def _let_the_rejected_work(patch: Patch) -> None:
-    """Nobody tells a rejected node to stop, or takes what runs there for lost."""
-    patch.setattr(Gateway, "_as_told", lambda self, thing: thing)
-    judge = contact.judge
-
-    def trusting(case: contact.Case, now: Any) -> contact.Verdict:
-        node = case.node
-        if node is not None:
-            node = node.but(spec=node.spec.but(membership=Membership.APPROVED))
-        return judge(replace(case, node=node), now)
-
-    patch.setattr(execution_plan, "judge", trusting)
+def _place_on_closed_nodes(patch: Patch) -> None:
+    """Cordons, drains and rejections do not keep new work away."""
+    for name in ("Membership", "Schedulable"):
+        rule = replace(rules.RULES[name], check=lambda need, fact: rules.Finding(True, "is open"))
+        patch.setitem(rules.RULES, name, rule)
 
 
 BUGS: tuple[Planted, ...] = (
@@ -512,7 +503,7 @@ BUGS: tuple[Planted, ...] = (
     Planted("run-again-after-a-lost-ledger", _run_again_after_a_lost_ledger, "wipe-node=6"),
     Planted("ignore-stops", _ignore_stops),
     Planted("vanished-runs-go-on", _a_vanished_run_has_succeeded, "engine-loses-run=6"),
-    Planted("let-the-rejected-work", _let_the_rejected_work, "operator=10"),
+    Planted("place-on-closed-nodes", _place_on_closed_nodes, "operator=3"),
 )  # fmt: skip
 
 
