@@ -182,7 +182,7 @@ class Desk:
                 if jobs is None or [job[0] for job in jobs] != [name]:
                     self.repo.put(path, manifest(name, "k", "a"))
                 continue
-            once = [job for job in jobs or [] if job[0] not in seen]
+            once = list({job[0]: job for job in jobs or [] if job[0] not in seen}.values())
             seen |= {job[0] for job in once}
             if once != jobs:
                 self._put(path, once)
