@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bacalhau_api.meta import Contact, Ref
+from bacalhau_api.meta import Contact, Ref, Waiting
 from bacalhau_api.v1.execution import Acceptance, Desired, Execution, Phase, Publication
 from bacalhau_api.v1.job import Job, JobPhase, JobType
 from bacalhau_api.v1.node import Node
@@ -13,6 +13,9 @@ from tests.simulation.world.users import can_fail
 
 if TYPE_CHECKING:
     from tests.simulation.world.world import World
+
+
+ENDS_SOON_SECONDS = 600.0
 
 
 def unsettled(world: "World") -> list[str]:
@@ -109,7 +112,7 @@ def _unsettled_job(world: "World", job: Job) -> str:
     if job.spec.suspend:
         return "" if waiting.what == "Resume" else f"is suspended and waits for {waiting.what}"
     if waiting.what == "Capacity":
-        return _could_be_placed(world, job)
+        return _could_be_placed(world, job) or _ends_soon(world, waiting)
     if waiting.what in ("Scale", "Nodes"):
         return ""
     if job.spec.type.runs_to_completion:
@@ -158,6 +161,16 @@ def _could_be_placed(world: "World", job: Job) -> str:
         if all(a <= b for a, b in zip(asked, free, strict=True)):
             return f"waits for a place, and {node.name} has {free} free: {job.status.message}"
     return ""
+
+
+def _ends_soon(world: "World", waiting: Waiting) -> str:
+    """A wait with a limit is over before long, and that will be written: by the leader's clock, which
+    may run at another speed than the world. One whose limit has passed is not at rest either."""
+    leader = next((one for one in world.orchestrators if one.leads), None)
+    if waiting.until is None or leader is None:
+        return ""
+    left = (waiting.until - leader.clock.now()).total_seconds()
+    return f"waits for {left:.0f} s more" if left < ENDS_SOON_SECONDS else ""
 
 
 def _runs(world: "World") -> list[str]:
