@@ -1,13 +1,14 @@
 """Why something is as it is, in words: what it waits for, who moves it next, what would help.
 
 Pure functions over objects that are stored anyway; the words for placement come from the stored
-verdicts, so that they are those of the decision itself.
+verdicts, so that they are those of the decision itself. Used by nodes, too: nothing here needs the
+scheduler (`fit.py` does).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
-from bacalhau.replies import Explanation, RuleWords, SlotWords
+from bacalhau.replies import Explanation, SlotWords
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication, Slot
 from bacalhau_api.v1.job import Job, JobPhase, Verdict
@@ -16,7 +17,6 @@ from bacalhau_api.v1.namespace import QUOTA_WAIT, Namespace
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_api.v1.retired import RetiredJob
 from bacalhau_controllers.disconnect import describe_disconnect
-from bacalhau_controllers.placement import LOCALITY, RuleFinding
 
 SLOTS_MAX = 50
 
@@ -222,32 +222,6 @@ def _others(verdict: Verdict) -> list[str]:
         example = f", such as: {rule.example}" if rule.example else ""
         lines.append(f"{rule.rule} turned down {rule.nodes}{example}")
     return lines
-
-
-def explain_pair(job: Job, node: Node, findings: Sequence[RuleFinding]) -> Explanation:
-    """Explain whether one job could run on one node, by every rule."""
-    misses = [f for f in findings if not f.is_ok]
-    besides = [f for f in findings if f.rule == LOCALITY]  # a reason, but no rule
-    count = len(findings) - len(besides)
-    name = f"job {job.name}"
-    if not misses:
-        headline = f"{name} fits node {node.name}: all {count} rules are met"
-    else:
-        rules = ", ".join(f.rule for f in misses)
-        headline = f"{name} does not fit node {node.name}: {rules} of {count} rules not met"
-    return Explanation(
-        kind="Node",
-        name=node.name,
-        headline=headline,
-        because=tuple(
-            f"{f.rule}: {node.name} {f.message}"
-            for f in ([*misses, *besides] if misses else findings)
-        ),
-        remedies=tuple(dict.fromkeys(f.remedy for f in misses if f.remedy)),
-        rules=tuple(
-            RuleWords(rule=f.rule, ok=f.is_ok, message=f.message, remedy=f.remedy) for f in findings
-        ),
-    )
 
 
 def explain_namespace(

@@ -7,13 +7,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from bacalhau.archive import TarEntry, stream_tar
-from bacalhau.server.ports import NodeReader
 from bacalhau.server.problems import ApiError, render
 from bacalhau_api.errors import InvalidError, NotFoundError, Problem, UnavailableError
 from bacalhau_api.v1.execution import Execution, OutputFile
 from bacalhau_api.wire import OutputsPage
+
+if TYPE_CHECKING:  # nodes use this module, and need no scheduler
+    from bacalhau.server.ports import NodeReader
 
 PIECE_BYTES = 256 * 1024
 PIECE_BYTES_FIRST = 64 * 1024
@@ -32,7 +35,7 @@ class Span:
     size: int
 
 
-async def list_page(nodes: NodeReader, execution: Execution, after: str) -> OutputsPage:
+async def list_page(nodes: "NodeReader", execution: Execution, after: str) -> OutputsPage:
     """One page of an execution's files. Raises UnavailableError, NotFoundError."""
     check_output_path(after, field="after", allow_empty=True)
     page = await nodes.list_outputs(
@@ -43,7 +46,7 @@ async def list_page(nodes: NodeReader, execution: Execution, after: str) -> Outp
     return page
 
 
-async def list_all(nodes: NodeReader, execution: Execution) -> AsyncIterator[OutputFile]:
+async def list_all(nodes: "NodeReader", execution: Execution) -> AsyncIterator[OutputFile]:
     """All files of an execution, in order."""
     after = ""
     while True:
@@ -55,7 +58,7 @@ async def list_all(nodes: NodeReader, execution: Execution) -> AsyncIterator[Out
         after = page.files[-1].path
 
 
-async def find(nodes: NodeReader, execution: Execution, path: str) -> OutputFile:
+async def find(nodes: "NodeReader", execution: Execution, path: str) -> OutputFile:
     """One file by its path. Raises NotFoundError."""
     check_output_path(path)
     # Paging from just before the path finds it in one step where lists are sorted by code point.
@@ -115,7 +118,7 @@ def parse_range(header: str, offset: int, size: int) -> Span:
 
 
 async def read_span(
-    nodes: NodeReader, execution: Execution, path: str, span: Span
+    nodes: "NodeReader", execution: Execution, path: str, span: Span
 ) -> AsyncIterator[bytes]:
     """The bytes of a span. Raises UnavailableError in the middle if the file is shorter, or if the
     node does not answer for even the smallest piece.
@@ -157,7 +160,7 @@ def _next_size(size: int, took_seconds: float) -> int:
     return max(size // 2, PIECE_BYTES_MIN) if took_seconds > PIECE_SECONDS else size
 
 
-def tar_stream(nodes: NodeReader, execution: Execution) -> AsyncIterator[bytes]:
+def tar_stream(nodes: "NodeReader", execution: Execution) -> AsyncIterator[bytes]:
     """All outputs of an execution as one tar."""
 
     async def entries() -> AsyncIterator[TarEntry]:

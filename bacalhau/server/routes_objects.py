@@ -24,10 +24,10 @@ from bacalhau.server.explain import (
     explain_manifest,
     explain_namespace,
     explain_node,
-    explain_pair,
     explain_publication,
     explain_retired,
 )
+from bacalhau.server.fit import explain_pair
 from bacalhau.server.pages import PAGE_ITEMS_MAX
 from bacalhau.server.problems import render
 from bacalhau.server.query import parse_cursor, select
