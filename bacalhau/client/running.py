@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from bacalhau.client.waiting import WatchUpdate
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Desired, Execution, Phase
 from bacalhau_api.v1.job import Job
@@ -46,11 +47,8 @@ def wait_for_run(
         fields=f"job={job.name}",
         timeout_seconds=_seconds(deadline),
     ):
-        if (found := update.item) is not None and update.type != "DELETED":
-            if runs(found, job):
-                return True
-            if not found.phase.is_final:
-                on_execution(found)
+        if _runs_now(update, job, on_execution):
+            return True
     return False
 
 
@@ -66,11 +64,20 @@ async def wait_for_run_async(
     )
     async with aclosing(updates):
         async for update in updates:
-            if (found := update.item) is not None and update.type != "DELETED":
-                if runs(found, job):
-                    return True
-                if not found.phase.is_final:
-                    on_execution(found)
+            if _runs_now(update, job, on_execution):
+                return True
+    return False
+
+
+def _runs_now(update: WatchUpdate[Execution], job: Job, on_execution: OnExecution) -> bool:
+    """Whether an update is of an execution that runs; of one that does not yet is told."""
+    found = update.item
+    if found is None or update.type == "DELETED":
+        return False
+    if runs(found, job):
+        return True
+    if not found.phase.is_final:
+        on_execution(found)
     return False
 
 

@@ -233,6 +233,6 @@ def _count_total(draft: Draft, tally: Tally) -> None:
     job = draft.job
     wanted = job.spec.count
     if job.spec.type.is_per_node:
-        wanted = job.status.slots.total if status.is_observed(job) else 0
+        wanted = job.status.slots.total if status.is_of_generation(job) else 0
     # A service that was scaled down has a few more for a while.
     tally.total = max(wanted, tally.succeeded + tally.failed + tally.running)

@@ -331,7 +331,7 @@ class JobReconciler:
 
     def _enqueue_known(self, resource: Resource) -> None:
         """A job that was waiting under an earlier leader keeps its place in the line."""
-        if not isinstance(resource, Job) or not status.is_observed(resource):
+        if not isinstance(resource, Job) or not status.is_of_generation(resource):
             return
         waiting = resource.status.waiting
         if waiting is not None and waiting.what == QUOTA:

@@ -29,8 +29,9 @@ def with_finalizer(job: Job) -> Job:
     return job.with_meta(finalizers=(*job.metadata.finalizers, FINALIZER))
 
 
-def is_observed(job: Job) -> bool:
-    """Whether the status speaks of the current generation."""
+def is_of_generation(job: Job) -> bool:
+    """Whether the status speaks of the current generation, though perhaps not of what
+    `rerun --failed` has asked of it since (`Job.is_observed`)."""
     return job.status.observed_generation == job.metadata.generation
 
 
@@ -58,7 +59,7 @@ def queue_deadline(job: Job, since: datetime) -> datetime | None:
 def waiting_since(job: Job, what: str, now: datetime) -> datetime:
     """Since when a job waits for this: kept as long as it is waited for."""
     waiting = job.status.waiting
-    if is_observed(job) and waiting is not None and waiting.what == what:
+    if is_of_generation(job) and waiting is not None and waiting.what == what:
         return waiting.since
     return now
 
@@ -160,7 +161,7 @@ def _count_accepted(draft: Draft) -> int:
 def _base(draft: Draft, tally: Tally) -> JobStatus:
     """What every status says, from the counts; the rest as it was for this generation."""
     job = draft.job
-    known = job.status if is_observed(job) else JobStatus()
+    known = job.status if is_of_generation(job) else JobStatus()
     if not job.is_observed:  # of a new generation nothing is known, of one that goes on its nodes
         known = JobStatus(ops_nodes=known.ops_nodes)
     return known.but(
