@@ -6,6 +6,7 @@ that nothing is parsed before it has been let in.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,8 @@ from bacalhau.server.problems import ApiError, error_response, render
 
 BODY_BYTES_MAX = 2 * 1024 * 1024
 BODY_SECONDS_MAX = 30.0
+LINGER_SECONDS_MAX = 10.0
+LINGER_IDLE_SECONDS_MAX = 2.0
 REQUESTS_MAX = 2000
 
 # What a load balancer and a node that has no API token may ask; a join carries its own token.
@@ -53,15 +56,16 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        safe_send = self._with_safe_headers(scope["method"], send)
+        body = _Body(Headers(scope=scope), receive)
+        safe_send = self._with_safe_headers(scope["method"], body.lingering(send))
         try:
             self._admit(scope)
         except ApiError as error:
-            await error_response(error)(scope, receive, safe_send)
+            await error_response(error)(scope, body.receive, safe_send)
             return
         self._requests += 1
         try:
-            await self._app(scope, _limited(receive), safe_send)
+            await self._app(scope, body.receive, safe_send)
         finally:
             self._requests -= 1
 
@@ -151,26 +155,56 @@ def _without_port(host: str) -> str:
     return host.split(":")[0]
 
 
-def _limited(receive: Receive) -> Receive:
-    """`receive` that counts a body's bytes and seconds, whatever its Content-Length said."""
-    seen = 0
-    is_complete = False
+class _Body:
+    """The body of one request as it comes in: its bytes and seconds counted, whatever its
+    Content-Length said."""
 
-    async def limited() -> Message:
-        nonlocal seen, is_complete
-        if is_complete:
-            return await receive()
+    def __init__(self, headers: Headers, receive: Receive) -> None:
+        self._receive = receive
+        self._seen = 0
+        self._is_complete = (
+            headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        )
+
+    async def receive(self) -> Message:
+        """The next part. Raises ApiError (408, 413) if it is late or too much."""
+        if self._is_complete:
+            return await self._receive()
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):
-                message = await receive()
+                message = await self._next()
         except TimeoutError:
             text = f"no part of the body came for {BODY_SECONDS_MAX:.0f} s"
             raise ApiError(408, "RequestTimeout", text) from None
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            is_complete = not message.get("more_body", False)
-            if seen > BODY_BYTES_MAX:
-                raise _too_large()
+        if self._seen > BODY_BYTES_MAX:
+            raise _too_large()
         return message
 
-    return limited
+    def lingering(self, send: Send) -> Send:
+        """`send` that ends an answer once the body is in, though nobody wants it: closing a
+        connection with bytes unread resets it, and a reset takes the answer from who still sends.
+        """
+
+        async def lingering(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            if not is_last or self._is_complete:
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await self._drop_rest()
+            await send({"type": "http.response.body", "body": b""})
+
+        return lingering
+
+    async def _drop_rest(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS_MAX):
+                while not self._is_complete:
+                    async with asyncio.timeout(LINGER_IDLE_SECONDS_MAX):
+                        await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        return message

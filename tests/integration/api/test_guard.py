@@ -68,6 +68,29 @@ def test_large_bodies_are_refused_before_they_are_parsed(http: httpx.Client) -> 
     check_shape(http.put(f"{JOBS}/a", content=b"x", headers=gzip), 415, "UnsupportedMediaType")
 
 
+@pytest.mark.parametrize(
+    ("extra", "status"),
+    [("", b"413"), ("Origin: http://evil.example\r\n", b"403")],
+)
+def test_who_still_sends_gets_the_answer_too(
+    server: RunningServer, extra: str, status: bytes
+) -> None:
+    """A connection that is closed with bytes unread is reset, and the answer is lost with it."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        length = 2 * BODY_BYTES_MAX
+        head = f"PUT {JOBS}/a HTTP/1.1\r\nHost: {host}\r\n{extra}Connection: close\r\n"
+        raw.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        raw.recv(1, socket.MSG_PEEK)  # it has answered
+        for _ in range(64):
+            raw.sendall(b"x" * (length // 64))
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    assert answer.split()[1] == status
+    assert answer.endswith(b"}")
+
+
 @pytest.mark.parametrize("length", ["-1", "1e3", "9" * 400])
 def test_odd_lengths(server: RunningServer, length: str) -> None:
     host, port = server.url.removeprefix("http://").split(":")

@@ -163,9 +163,9 @@ class Users:
                 self._say("stop", name)
                 await actions.stop_job(ref, "user:alice")
             elif dice < 0.65:
-                nonce = f"nonce-{rng.randrange(3)}"
-                self._say("rerun", name, nonce)
-                job = await actions.rerun_job(ref, "user:alice", nonce)
+                nonce, failed = f"nonce-{rng.randrange(3)}", rng.random() < 0.5
+                self._say("rerun-failed" if failed else "rerun", name, nonce)
+                job = await actions.rerun_job(ref, "user:alice", nonce, only_failed=failed)
                 self.promises.acknowledge(job)
             elif dice < 0.75:
                 self._say("suspend", name)
@@ -202,7 +202,7 @@ class Users:
             case _:
                 env = {"VERSION": str(rng.randrange(100))}
                 spec = spec.but(tasks=(spec.task.but(env=env),))
-        return Job(metadata=meta, spec=spec.but(stop_generation=0, rerun_nonce=""))
+        return Job(metadata=meta, spec=spec.but(stop_generation=0, rerun_nonce="", retry_nonce=""))
 
     def spec(self, kind: JobType | None = None) -> JobSpec:
         """Some job."""
