@@ -339,9 +339,11 @@ def not_found(ref: Ref) -> NotFoundError:
     """The error for an object that is not there."""
     where = f" in namespace {ref.namespace}" if ref.namespace else ""
     option = f" -n {ref.namespace}" if ref.namespace not in ("", DEFAULT_NAMESPACE) else ""
+    kind = ref.kind.lower()
     return NotFoundError(
-        f"there is no {ref.kind.lower()} {ref.name}{where}",
-        hint=f"see what there is: bacalhau get {ref.kind.lower()}s{option}",
+        f"there is no {kind} {ref.name}{where}",
+        hint=f"see what there is: bacalhau get {kind}s{option}; "
+        f"what there was: bacalhau history {kind}/{ref.name}{option}",
     )
 
 

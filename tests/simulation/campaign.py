@@ -24,6 +24,7 @@ def judge(seed: int, faults: str | None) -> Verdict:
     """Run one seed."""
     if not gc.get_freeze_count():
         gc.freeze()  # all that was imported stays
+        gc.set_threshold(50_000, 20, 20)  # a world is garbage as a whole, when it is over
     world = World(seed, None if faults is None else Faults.parse(faults))
     try:
         outcome = world.run()

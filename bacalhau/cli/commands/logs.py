@@ -102,7 +102,8 @@ def _find(client: "Client", word: str, namespace: str) -> "Job | Execution":
             return client.get(Execution, word, namespace)
         except NotFoundError:
             message = f"there is no job or execution {word} in namespace {namespace}"
-            raise NotFoundError(message, hint="see: bacalhau get jobs") from None
+            hint = f"see: bacalhau get jobs; what there was: bacalhau history job/{word}"
+            raise NotFoundError(message, hint=hint) from None
 
 
 def _here(

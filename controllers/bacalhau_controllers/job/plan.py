@@ -26,6 +26,8 @@ from bacalhau_controllers.placement import NodeTable
 
 # While room is kept for jobs that go first, it is asked again soon: they are being looked at.
 _TURN_SECONDS = 1.0
+# New executions that the reason of a write names.
+_NAMED_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,16 @@ def _work(draft: Draft, sight: Sight, held: Mapping[str, str]) -> Plan:
     cleanup.tidy(draft, sight)
     done = status.with_finalizer(job).but(status=status.working(draft, outcome))
     reason = "Placed" if draft.create else "Accepted" if draft.accept else "Observed"
-    return draft.finish(done, reason=reason, message=outcome.placer.explain())
+    said = "; ".join(filter(None, (_placed(draft), outcome.placer.explain())))
+    return draft.finish(done, reason=reason, message=said)
+
+
+def _placed(draft: Draft) -> str:
+    """Which executions are new, for those who look for them once they are gone."""
+    made = list(draft.create.values())
+    names = [f"{e.name} on {e.spec.node}" for e in made[:_NAMED_MAX]]
+    more = [f"{len(made) - _NAMED_MAX} more"] if len(made) > _NAMED_MAX else []
+    return ", ".join([*names, *more])
 
 
 def _queue(draft: Draft, outcome: Outcome, *, is_held: bool) -> None:

@@ -31,6 +31,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="where data are kept; else a temporary place")
     parser.add_argument("--verbose", action="store_true", help="print each operation")
     asked = parser.parse_args()
+    if asked.data is not None:
+        asked.data.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="bacalhau-gitrounds-", dir=asked.data))
     campaign = Campaign(root, asked.seed, asked.mishaps)
     began = time.monotonic()

@@ -92,6 +92,7 @@ class Campaign:
         return [
             (1.2, fleet.kill_orchestrator),
             (0.5, fleet.restart_orchestrator),
+            (0.8, fleet.kill_nats),
             (2.0, fleet.kill_runner),
             (0.8, fleet.kill_agent),
             (0.4, fleet.kill_all),

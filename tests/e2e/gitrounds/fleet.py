@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bacalhau.client.sync import Client
 from bacalhau_api.v1.source import Source
-from tests.e2e.cluster import BACALHAU, Cluster, environment
+from tests.e2e.cluster import BACALHAU, Cluster, ClusterError, environment, nats_pid
 from tests.support.repo import Repo
 
 PUSHED, DESK = "pushed", "desk"
@@ -110,6 +110,11 @@ class Fleet:
         """kill -9, and again."""
         self.cluster.orchestrator.kill()
         self.cluster.orchestrator.start()
+
+    def kill_nats(self) -> None:
+        """kill -9; its parent starts it again."""
+        with contextlib.suppress(ClusterError, ProcessLookupError):
+            os.kill(nats_pid(self.cluster.orchestrator.data_dir), signal.SIGKILL)
 
     def restart_orchestrator(self) -> None:
         """In good order."""

@@ -208,3 +208,12 @@ def test_a_commit_that_was_given_up_cannot_land_any_more(small: Small) -> None:
     small.reconcile("j")
     with pytest.raises(ConflictError):
         small.loop.run_until_complete(small.store.commit(late, Why("test", "Late")))
+
+
+def test_the_history_of_a_job_names_its_executions(small: Small) -> None:
+    small.put(make_node("a"), stored_job("j", count=6))
+    small.reconcile("j")
+    entries = small.loop.run_until_complete(small.store.history(Ref("Job", "default", "j")))
+    (placed,) = [entry for entry in entries if entry.reason == "Placed"]
+    made = sorted(e.name for e in small.cache.list("Execution"))
+    assert placed.message == ", ".join([*(f"{name} on a" for name in made[:4]), "2 more"])
