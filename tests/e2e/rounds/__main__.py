@@ -36,6 +36,8 @@ def main() -> int:
     except LabError as error:
         print(f"cannot make network namespaces: {error}", file=sys.stderr)
         return CANNOT
+    if asked.data is not None:
+        asked.data.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="bacalhau-rounds-", dir=asked.data))
     if not lab.has_netem:
         print("this kernel has no netem: links are lossy by nft and slow by tbf, not delayed")
