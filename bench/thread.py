@@ -45,6 +45,7 @@ from tests.e2e.cluster import Cluster, Process
 
 PROGRAM = ROOT / "tests" / "programs" / "hello.wasm"
 JOBS = 300
+ENDED = "phase!=Pending,phase!=Running"
 
 RUN_COMPILED = """
 import sys, wasmtime as w
@@ -122,7 +123,7 @@ async def rate(client: AsyncClient, prefix: str, under_way: int, count: int) -> 
 
     async def see_ends() -> None:
         waiting = set(names)
-        async with contextlib.aclosing(client.watch(Job)) as updates:
+        async with contextlib.aclosing(client.watch(Job, fields=ENDED)) as updates:
             async for update in updates:
                 one = update.item
                 if one is not None and one.name in waiting and one.status.phase.is_final:
