@@ -8,6 +8,7 @@ and after; each call of its engine, storage, publisher and disk): the agent cras
 """
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,8 @@ from tests.simulation.world.orchestrators import Orchestrator
 from tests.simulation.world.world import Failure
 
 STALE_SECONDS = 8.0
+CRASH_AGENT = "crash-agent"
+PROGRESS_EVERY = 100
 
 
 class Disturbance(StrEnum):
@@ -126,27 +129,34 @@ def _world(seed: int) -> World:
     return World(seed, Faults.none(), fault_seconds=60.0)
 
 
+def _strike(task: tuple[int, str, Point]) -> tuple[str, Point, str]:
+    seed, kind, point = task
+    if kind == CRASH_AGENT:
+        return kind, point, crash_agent(seed, point)
+    return kind, point, disturb(seed, point, Disturbance(kind))
+
+
 def main() -> int:
     """See the module. Exits with 1 if anything went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.sweep", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the reference run")
     parser.add_argument("--stride", type=int, default=1, help="only every so many points")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     asked = parser.parse_args()
     began, failed = time.monotonic(), 0
     counts: Counter[str] = Counter()
-
-    def note(kind: str, point: Point, words: str) -> None:
-        nonlocal failed
-        counts[kind] += 1
-        if words:
-            failed += 1
-            print(f"{point.writer} {point.number}, {kind}:\n{words}\n", flush=True)
-
-    for point in points(asked.seed)[:: asked.stride]:
-        for disturbance in Disturbance:
-            note(disturbance, point, disturb(asked.seed, point, disturbance))
-    for point in steps(asked.seed)[:: asked.stride]:
-        note("crash-agent", point, crash_agent(asked.seed, point))
+    seed, stride = asked.seed, asked.stride
+    tasks = [(seed, str(kind), p) for p in points(seed)[::stride] for kind in Disturbance]
+    tasks += [(seed, CRASH_AGENT, p) for p in steps(seed)[::stride]]
+    with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
+        for kind, point, words in pool.imap_unordered(_strike, tasks, chunksize=4):
+            counts[kind] += 1
+            if words:
+                failed += 1
+                print(f"{point.writer} {point.number}, {kind}:\n{words}\n", flush=True)
+            if counts.total() % PROGRESS_EVERY == 0:
+                done = f"{counts.total()} of {len(tasks)}"
+                print(f"{done}, {failed} failed", file=sys.stderr, flush=True)
     took = time.monotonic() - began
     print(f"{dict(counts)}: {counts.total()} disturbances, {failed} failed, {took:.0f} s")
     return 1 if failed else 0
