@@ -300,7 +300,8 @@ class Checker:
         if is_refused and is_same and not machine.is_tampered:
             self.fail("I11", f"{run_id} began on {machine}, which had refused it", run_id)
         since = self._rejected_at.get(machine.node)
-        if since is not None and self._world.now - since > STALE_SECONDS and not machine.is_cloned:
+        is_old = since is not None and self._world.now - since > STALE_SECONDS
+        if is_old and not machine.is_cloned and _can_know(machine):
             self.fail("I11", f"{run_id} began on {machine}, which was rejected", run_id, machine)
         if mine.spec.local_deadline_seconds is not None:
             self._check_alone(machine, mine, run_id)
@@ -390,3 +391,10 @@ def reserved_on(store: TrueStore, node: str) -> list[int]:
 def slot_key(job_uid: str, slot: Slot) -> SlotKey:
     """What makes a slot unique."""
     return job_uid, slot.generation, slot.partition, slot.node
+
+
+def _can_know(machine: "Machine") -> bool:
+    """Whether an agent knows what was said to its node: an old disk does not, until its agent is on
+    the line again."""
+    agent = machine.agent
+    return not machine.is_tampered or (agent is not None and agent.standing.is_linked)
