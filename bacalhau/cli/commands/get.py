@@ -45,7 +45,8 @@ def register(app: typer.Typer) -> None:
         ] = "",
         watch: Annotated[bool, typer.Option("--watch", "-w", help="Show changes.")] = False,
     ) -> None:
-        """Show objects: jobs, executions, nodes, publications, acceptances."""
+        """Show objects: jobs, executions, nodes, namespaces, sources, publications, acceptances,
+        manifests, retiredjobs, claims."""
         check_choice(output, OUTPUTS, "--output")
         session = session_of(context)
         where = None if all_namespaces else namespace
