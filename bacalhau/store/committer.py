@@ -289,12 +289,16 @@ class Committer:
         """An object is now at `sequence`: what was decided on an earlier revision, and waits to be
         sent, is refused here already, where it disturbs nobody else's batch."""
         for pending in self._held_back.pop(subject, ()):
+            if pending.may_have_happened:
+                # Perhaps this is what came of it, or what somebody made of that: to be created over
+                # its own removal would bring it back. It is settled once the server refuses it.
+                continue
             for change in pending.changes:
                 if change.subject != subject or change.expect_sent >= sequence:
                     continue
                 if is_absent and change.expect == 0:
                     change.expect_sent = sequence
-                elif not pending.may_have_happened:
+                else:
                     found = 0 if is_absent else sequence
                     pending.fail(conflict(change.ref, change.expect, found))
 

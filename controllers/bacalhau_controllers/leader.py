@@ -7,12 +7,14 @@ deadlines here only have to be good, not perfect.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from random import Random
+from typing import Any
 
 from bacalhau_api.errors import FencedError, TransientError
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.store import Lease, Store
+from bacalhau_controllers.tasks import until_first
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,10 @@ class Elector:
         await self._clock.sleep(self._step * self._rng.uniform(0.5, 1.0))
 
     async def serve(
-        self, lease: Lease, term: Callable[[], Awaitable[None]], on_lost: Callable[[], None]
+        self,
+        lease: Lease,
+        term: Callable[[], Coroutine[Any, Any, None]],
+        on_lost: Callable[[], None],
     ) -> bool:
         """Run `term` under the lease, and give the lease back after it.
 
@@ -77,10 +82,7 @@ class Elector:
         logger.info("Started leading", extra=self._fields(token=lease.token))
         is_lost = False
         try:
-            async with asyncio.TaskGroup() as tasks:
-                holding = tasks.create_task(self._hold(lease, on_lost), name="lease renewal")
-                await term()
-                holding.cancel()
+            await until_first(lease_renewal=self._hold(lease, on_lost), term=term())
         except* LeadershipLostError as group:
             is_lost = True
             on_lost()

@@ -41,6 +41,7 @@ class GroupCommit:
         self._ledger = ledger
         self._queue: list[_Waiting] = []
         self._wake = asyncio.Event()
+        self._is_over = False
         self.book = book
         self.fact_stored = asyncio.Event()
         self.full: LedgerFullError | None = None
@@ -56,6 +57,8 @@ class GroupCommit:
         """
         if not entries:
             return
+        if self._is_over:
+            raise LedgerBrokenError("the ledger is not written any more")
         waiting = _Waiting(tuple(entries), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._wake.set()
@@ -70,6 +73,7 @@ class GroupCommit:
                 while self._queue:
                     await self._write_some()
         finally:
+            self._is_over = True  # nobody would ever be answered
             for waiting in self._queue:
                 waiting.done.cancel()
 

@@ -38,6 +38,7 @@ from bacalhau_controllers.runner.guard import within
 from bacalhau_controllers.runner.ledger import AckFacts, LedgerFullError
 from bacalhau_controllers.runner.ports import Link
 from bacalhau_controllers.runner.state import Instant
+from bacalhau_controllers.tasks import until_first
 
 logger = logging.getLogger(__name__)
 
@@ -198,22 +199,17 @@ class Session:
         return over
 
     async def _until_over(self) -> SessionOver:
-        over = SessionOver("it ended")
         try:
             welcome = await self._hello()
         except SessionOver as refusal:
             return refusal
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._end(), name="session end")
-                group.create_task(self._beats(welcome), name="beats")
-                group.create_task(self._facts(), name="facts")
-        except* SessionOver as ended:
-            found = ended
-            while isinstance(found.exceptions[0], BaseExceptionGroup):
-                found = found.exceptions[0]
-            over = found.exceptions[0]
-        return over
+            await until_first(
+                session_end=self._end(), beats=self._beats(welcome), facts=self._facts()
+            )
+        except SessionOver as over:
+            return over
+        return SessionOver("it ended")
 
     async def _hello(self) -> Welcome:
         """Say hello, take the full list. Raises SessionOver."""

@@ -113,6 +113,8 @@ class Checker:
                     self._node(new)
                 case None if isinstance(old, Job) and isinstance(write, Delete):
                     self._job_removed(old)
+                case None if isinstance(old, Node):
+                    self._rejected_at.pop(old.name, None)  # nobody can tell it any more
                 case _:
                     pass
         self._check_room([r for r in results if isinstance(r, Execution)])

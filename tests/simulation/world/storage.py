@@ -20,6 +20,7 @@ from bacalhau_controllers.store import (
     HistoryEntry,
     Lease,
     Listing,
+    Put,
     WatchEvent,
     Why,
     Write,
@@ -119,7 +120,9 @@ class StoreClient:
         # On its way the write does not need its writer any more.
         done: asyncio.Future[tuple[Resource | None, ...]] = self._loop.create_future()
         self._loop.create_task(
-            self._land(writes, why, delay, done), name="write", context=self._context
+            self._land(writes, why, delay, done, is_late=is_late),
+            name="write",
+            context=self._context,
         )
         if is_late:
             await asyncio.sleep(self._rng.uniform(0.0, 0.5))
@@ -180,8 +183,15 @@ class StoreClient:
         why: Why,
         delay: float,
         done: "asyncio.Future[tuple[Resource | None, ...]]",
+        *,
+        is_late: bool,
     ) -> None:
+        before = await self._newest(writes) if is_late else {}
         await asyncio.sleep(delay)
+        # What a message expects is a revision, that of a removal, too: it cannot create anew what
+        # was created and removed while it was under way.
+        if is_late and await self._newest(writes) != before:
+            return
         try:
             results = await self._truth.commit(writes, why)
         except Exception as error:  # noqa: BLE001 whoever still waits gets it
@@ -191,6 +201,12 @@ class StoreClient:
         else:
             if not done.done():
                 done.set_result(results)
+
+    async def _newest(self, writes: Sequence[Write]) -> dict[Ref, int]:
+        """The newest revision of each object, also if that is its removal."""
+        refs = [write.resource.ref if isinstance(write, Put) else write.ref for write in writes]
+        found = [await self._truth.history(ref, limit=1) for ref in refs]
+        return {entry.ref: entry.revision for entries in found for entry in entries}
 
     async def next_event(self, events: AsyncIterator[WatchEvent]) -> WatchEvent:
         """One event of a watch, as late as it gets here."""
