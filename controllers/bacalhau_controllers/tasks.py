@@ -20,14 +20,16 @@ async def until_first(**works: Coroutine[Any, Any, None]) -> None:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await _end(tasks)
-    for task in tasks:
-        if task not in done and not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning(
-                "Failed while it ended", extra={"task": task.get_name(), "error": repr(error)}
-            )
-    for task in tasks:  # if some ended together, in the order in which they were given
-        if task in done:
-            task.result()
+    first: BaseException | None = None
+    for task in sorted(tasks, key=lambda task: task not in done):
+        error = None if task.cancelled() else task.exception()
+        if error is not None and first is None and task in done:
+            first = error
+        elif error is not None:
+            extra = {"task": task.get_name(), "error": repr(error)}
+            logger.warning("Failed while it ended", extra=extra)
+    if first is not None:
+        raise first
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -131,6 +131,22 @@ async def test_a_lost_answer_that_others_have_built_on(server: EmbeddedNats) -> 
         await check_history(other, "n", 2)
 
 
+async def test_what_was_created_and_removed_is_not_created_again(server: EmbeddedNats) -> None:
+    """Ours was stored and its answer lost; until we ask again, another has removed the object."""
+    async with flaky_store(server) as (store, transport), open_store(server) as other:
+        await create(store, node("before"))
+        transport.faults.extend(["lose reply", "lose reply"])
+        mine = asyncio.create_task(store.commit([Put(node("n"), 0)], WHY))
+        async with watching(other) as view:
+            at = await view.seen(ref("n"))
+        await other.commit([Delete(ref("n"), at)], WHY)
+        (stored,) = await mine
+        assert stored is not None
+        assert stored.metadata.resource_version == at
+        assert await store.get(ref("n")) is None
+        assert [entry.resource is None for entry in await store.history(ref("n"))] == [False, True]
+
+
 async def test_a_lost_answer_of_a_removal(server: EmbeddedNats) -> None:
     async with flaky_store(server) as (store, transport):
         (at,) = await create(store, node("n"))

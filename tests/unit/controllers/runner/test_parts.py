@@ -154,6 +154,21 @@ def test_what_comes_together_is_flushed_together() -> None:
     simulate(main)
 
 
+def test_nobody_waits_for_a_ledger_that_is_given_up() -> None:
+    async def main(clock: SimClock) -> None:
+        ledger = SlowLedger(clock)
+        writer = GroupCommit(ledger, await ledger.open())
+        run = asyncio.create_task(writer.run())
+        ledger.error = LedgerBrokenError("the disk did not confirm")
+        for _ in range(2):  # while it breaks, and after it
+            with pytest.raises(LedgerBrokenError):
+                await writer.commit([PutFact(fact("a"))])
+        with pytest.raises(LedgerBrokenError):
+            await run
+
+    simulate(main)
+
+
 def test_a_full_disk_fails_all_of_a_batch_and_gives_no_number_away() -> None:
     async def main(clock: SimClock) -> None:
         ledger = SlowLedger(clock)
