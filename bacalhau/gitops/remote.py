@@ -60,6 +60,7 @@ from bacalhau_controllers.store import (
     Write,
     lease_deadline,
 )
+from bacalhau_controllers.tasks import until_all
 
 logger = logging.getLogger(__name__)
 
@@ -249,15 +250,7 @@ class RemoteObjects:
                 answer = await self._sent(send(part))
                 done.extend(_done(item) for item in answer.items)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(TOGETHER):
-                    tasks.create_task(work())
-        except* BacalhauError as group:
-            leaf: BaseException = group
-            while isinstance(leaf, BaseExceptionGroup):
-                leaf = leaf.exceptions[0]
-            raise leaf from group
+        await until_all(work() for _ in range(TOGETHER))
         return done
 
     async def _sent(self, call: Awaitable[T]) -> T:

@@ -1,8 +1,12 @@
-"""Several coroutines at once, where the end of one is the end of all."""
+"""Several coroutines at once, where a failure of one is the end of all.
+
+A TaskGroup loses a cancellation from outside that comes while it ends for a failure: whoever catches
+the failure then goes on for ever. Here the cancellation comes first.
+"""
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -11,13 +15,21 @@ logger = logging.getLogger(__name__)
 async def until_first(**works: Coroutine[Any, Any, None]) -> None:
     """Run all, by the names of their tasks, until one ends; then cancel the others, and return
     when they have ended. What was raised first is raised; what is raised later is logged.
-
-    A TaskGroup loses a cancellation from outside that comes while it ends for a failure: whoever
-    catches the failure then goes on for ever. Here the cancellation comes first.
     """
     tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+    await _wait(tasks, asyncio.FIRST_COMPLETED)
+
+
+async def until_all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all until they have ended, or one fails: that cancels the others, as above."""
+    await _wait([asyncio.create_task(work) for work in works], asyncio.FIRST_EXCEPTION)
+
+
+async def _wait(tasks: list[asyncio.Task[None]], return_when: str) -> None:
+    if not tasks:
+        return
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=return_when)
     finally:
         await _end(tasks)
     first: BaseException | None = None

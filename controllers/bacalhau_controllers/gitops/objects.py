@@ -4,7 +4,6 @@ Object and claim go into one commit. So a process may be killed between any two 
 never an object whose claim was lost, nor a claim on an object that was not made.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -20,7 +19,6 @@ from bacalhau_api.errors import (
     OutcomeUnknownError,
     Problem,
     TerminalError,
-    TransientError,
 )
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.provenance import OWNER, Provenance
@@ -50,6 +48,7 @@ from bacalhau_controllers.gitops.ports import Done, Order
 from bacalhau_controllers.gitops.prune import is_claimed_object, is_inhabited
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Changed, Delete, Fence, Put, Removed, Why, Write
+from bacalhau_controllers.tasks import until_all
 
 logger = logging.getLogger(__name__)
 
@@ -294,21 +293,8 @@ async def _together(
                     raise
                 done[i] = Done(ref, error=error)
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(TOGETHER, len(work))):
-                tasks.create_task(run())
-    except* (TransientError, TerminalError) as group:
-        raise _first(group) from group
+    await until_all(run() for _ in range(min(TOGETHER, len(work))))
     return [item for item in done if item is not None]
-
-
-def _first(group: BaseExceptionGroup[BacalhauError]) -> BacalhauError:
-    leaf: BaseException = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    assert isinstance(leaf, BacalhauError)
-    return leaf
 
 
 async def restore(

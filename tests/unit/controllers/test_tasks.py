@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bacalhau_controllers.tasks import until_first
+from bacalhau_controllers.tasks import until_all, until_first
 
 
 class Over(Exception):
@@ -53,13 +53,32 @@ async def test_what_was_raised_first_is_raised(caplog: pytest.LogCaptureFixture)
     assert [record.getMessage() for record in caplog.records] == ["Failed while it ended"]
 
 
+async def test_all_of_them_end() -> None:
+    ended: list[int] = []
+
+    async def work(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ended.append(turns)
+
+    await until_all(work(turns) for turns in (3, 1, 2))
+    assert ended == [1, 2, 3]
+    await until_all(())
+    with pytest.raises(Over):
+        await until_all([ends_slowly(), over(), forever()])
+
+
 @pytest.mark.parametrize("turns", range(10))
-async def test_a_cancellation_is_never_lost_to_a_failure(turns: int) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_cancellation_is_never_lost_to_a_failure(turns: int, is_first: bool) -> None:
     """Whenever it comes: before, while and after one of them fails."""
 
     async def caller() -> None:
         try:
-            await until_first(over=over(), slow=ends_slowly())
+            if is_first:
+                await until_first(over=over(), slow=ends_slowly())
+            else:
+                await until_all([over(), ends_slowly()])
         except Over:
             pass
         await forever()
