@@ -282,6 +282,11 @@ async def _start(site: Site, execution: Execution, state: RunnerState, todo: Sta
             # It is over as far as anybody knows; make sure, so that never two run at a time.
             await engine.stop(workload_id(execution, todo.run - 1), 0.0)
             await forget_run(site, execution, todo.run - 1)
+        if execution.spec.local_deadline_seconds is not None:
+            # A ledger that is new, or an old copy, may know less than the engine.
+            for run, other in _runs_of(execution, await engine.list()):
+                if run != todo.run:
+                    await engine.stop(other, 0.0)
         layout = site.layout(execution)
         await within(
             DISK_SECONDS,
@@ -386,17 +391,18 @@ async def _stop(site: Site, execution: Execution, todo: Stop) -> Event:
     try:
         async with site.slots.stops:
             if execution.spec.local_deadline_seconds is not None:
-                for later in _later_runs(await engine.list(), execution, todo.run):
-                    await engine.stop(later, todo.grace_seconds)
+                for run, other in _runs_of(execution, await engine.list()):
+                    if run > todo.run:
+                        await engine.stop(other, todo.grace_seconds)
             return StopDone(todo.run, await engine.stop(run_id, todo.grace_seconds))
     except BacalhauError as error:
         return StopFailed(todo.run, error.message)
 
 
-def _later_runs(found: Sequence[str], execution: Execution, run: int) -> list[str]:
-    """Of all runs in an engine, those of one execution that came after one."""
+def _runs_of(execution: Execution, found: Sequence[str]) -> list[tuple[int, str]]:
+    """Of all runs in an engine, those of one execution, with their numbers."""
     parts = ((one, split_workload_id(one)) for one in found)
-    return [one for one, part in parts if part and part[0] == execution.name and part[1] > run]
+    return [(part[1], one) for one, part in parts if part and part[0] == execution.name]
 
 
 async def _collect(site: Site, execution: Execution, exit_code: int | None) -> Event:

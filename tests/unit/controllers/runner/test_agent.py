@@ -362,6 +362,31 @@ def test_an_old_copy_of_the_ledger_is_noticed(loop: SimLoop) -> None:
 # -- the disconnect policy `stop` ------------------------------------------------------------------
 
 
+def test_policy_stop_begins_nothing_beside_what_an_unknown_past_left(loop: SimLoop) -> None:
+    """The ledger is an older copy than anybody noticed, and the engine cannot stop just now."""
+    w = world(loop)
+    again = RestartPolicy(backoff_seconds=1)
+    strict = execution(
+        "a", job_type=JobType.SERVICE, seconds=None, local_deadline=600, restart=again
+    )
+    w.do(w.hub.assign(strict))
+    w.engine.end("a.1")
+    loop.advance(20)
+    assert w.engine.running() == ("a.2",)
+    w.kill()
+    w.ledger = MemoryLedger("ledger-1")
+    w.hub.reports.clear()
+    w.engine.stops_fail = True
+    w.start()
+    loop.advance(20)
+    assert w.engine.running() == ("a.2",)
+    assert w.engine.started == {"a.1": 1, "a.2": 1}
+    w.engine.stops_fail = False
+    loop.advance(60)
+    assert w.engine.running() != ("a.2",)
+    assert len(w.engine.running()) <= 1
+
+
 def test_policy_stop_stops_by_the_nodes_own_clock(loop: SimLoop) -> None:
     w = world(loop)
     w.do(
