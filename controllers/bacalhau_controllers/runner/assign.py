@@ -13,6 +13,7 @@ from bacalhau_api.v1.execution import (
     Publication,
     PublicationPhase,
     PublicationReport,
+    Report,
 )
 from bacalhau_api.wire import Assignments, Fact, Gone
 from bacalhau_controllers.runner.ledger import (
@@ -29,6 +30,7 @@ from bacalhau_controllers.runner.ledger import (
 )
 from bacalhau_controllers.runner.publishing import Behind, PublicationEvent, Wanted, Withdrawn
 from bacalhau_controllers.runner.state import (
+    Contradicted,
     Disowned,
     Event,
     Instant,
@@ -160,10 +162,18 @@ def _execution(book: Book, execution: Execution, now: Instant, orders: Orders) -
         # Ended long ago for everybody else: this ledger is a copy, or an older one, whatever its
         # steps look like.
         orders.events.append((uid, Disowned(told.step)))
+    elif told is not None and _contradicts(told, state.report):
+        orders.events.append((uid, Contradicted(told.step)))
     if not state.is_assigned:
         orders.events.append((uid, Reassigned()))
         if state.stage is Stage.CLEANING:
             orders.must_ask_again.append(uid)
+
+
+def _contradicts(told: Report, mine: Report) -> bool:
+    """Whether what is stored is of this very ledger, and says something else under one number."""
+    is_same = (told.incarnation, told.step) == (mine.incarnation, mine.step)
+    return is_same and told.phase is not mine.phase
 
 
 def _publication(book: Book, publication: Publication, now: Instant, orders: Orders) -> None:

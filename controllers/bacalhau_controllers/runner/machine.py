@@ -21,6 +21,7 @@ from bacalhau_controllers.runner.state import (
     CleanFailed,
     CollectDone,
     CollectFailed,
+    Contradicted,
     CutOff,
     Denied,
     Disowned,
@@ -156,6 +157,10 @@ TRANSITIONS: Final[dict[tuple[Stage, type[Event]], Handler]] = {
     **{(stage, Disowned): on.disowned for stage in _UNTIL_OVER},
     **{(stage, LinkUp): on.link_up for stage in _UNTIL_OVER},
     **{
+        (stage, Contradicted): on.contradicted
+        for stage in (*_UNTIL_OVER, _S.STOPPING, _S.COLLECTING)
+    },
+    **{
         (stage, Unassigned): on.unassigned
         for stage in (*_UNTIL_OVER, _S.STOPPING, _S.COLLECTING, _S.DONE)
     },
@@ -199,6 +204,7 @@ IGNORED: Final[frozenset[tuple[Stage, type[Event]]]] = frozenset(
         for event in (StopRequested, CutOff, Disowned, LinkUp)
         for stage in (_S.STOPPING, _S.COLLECTING, _S.DONE, _S.CLEANING, _S.GONE)
     ]
+    + [(stage, Contradicted) for stage in (_S.DONE, _S.CLEANING, _S.GONE)]
     + [(stage, Unassigned) for stage in (_S.CLEANING, _S.GONE)]
     + [(stage, TimerDue) for stage in (_S.DONE, _S.GONE)]
     + [(_S.GONE, AgentStarted)]

@@ -331,6 +331,14 @@ class Disowned:
 
 
 @dataclass(frozen=True, slots=True)
+class Contradicted:
+    """The orchestrator holds another report with the number of the present one, `step`: for a while
+    two agents went on from one ledger. What this one says is to be told as something newer."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Halted:
     """The node is being shut down, and what runs on it is about to be ended with it."""
 
@@ -347,7 +355,7 @@ Event = (
     Admitted | Denied | AdmitFailed | Reserved | Prepared | PrepareFailed | Started | StartFailed
     | Exited | EngineGone | StopDone | StopFailed | CollectDone | CollectFailed | Cleaned
     | CleanFailed | OutputsDropped | TimerDue | StopRequested | Unassigned | Reassigned | CutOff
-    | LinkUp | Disowned | Halted | AgentStarted | Fetching
+    | LinkUp | Disowned | Contradicted | Halted | AgentStarted | Fetching
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from bacalhau_controllers.runner.state import (
     CleanFailed,
     CollectDone,
     CollectFailed,
+    Contradicted,
     CutOff,
     Denied,
     Disowned,
@@ -259,6 +260,12 @@ def disowned(case: Case, state: RunnerState, event: Disowned) -> RunnerState:
         "the node's ledger is an older copy: it had already gone further than it knows",
     )
     return _stop(case, state.but(report=report), end)
+
+
+def contradicted(case: Case, state: RunnerState, event: Contradicted) -> RunnerState:
+    if state.report.step > event.step:
+        return state  # it has something newer to say by now
+    return state.but(report=state.report.but(step=event.step + 1))
 
 
 def unassigned(case: Case, state: RunnerState, event: Unassigned) -> RunnerState:

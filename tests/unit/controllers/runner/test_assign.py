@@ -24,6 +24,7 @@ from bacalhau_controllers.runner.ledger import (
 )
 from bacalhau_controllers.runner.publishing import Behind, Wanted, Withdrawn
 from bacalhau_controllers.runner.state import (
+    Contradicted,
     Disowned,
     Instant,
     LinkUp,
@@ -132,6 +133,21 @@ def test_what_has_ended_for_everybody_else_ends_here() -> None:
     ended = Report(step=3, incarnation="mine", phase=Phase.FAILED)
     copy = A.but(status=ExecutionStatus(report=ended))
     assert ("uid-a", Disowned(3)) in listed(book(A), copy, steps={"uid-a": 3}).events
+
+
+def test_what_is_stored_from_a_copy_of_this_ledger_is_contradicted() -> None:
+    mine = book(A).states["uid-a"].report
+    other = next(p for p in (Phase.PREPARING, Phase.RUNNING) if p is not mine.phase)
+    twin = Report(step=mine.step, incarnation="mine", phase=other)
+    for told, is_news in (
+        (twin, True),
+        (mine, False),
+        (twin.but(step=mine.step - 1), False),
+        (twin.but(incarnation="other"), False),
+    ):
+        copy = A.but(status=ExecutionStatus(report=told))
+        events = listed(book(A), copy, steps={"uid-a": mine.step}).events
+        assert (("uid-a", Contradicted(mine.step)) in events) is is_news
 
 
 def test_a_newer_report_than_the_ledgers_disowns_it() -> None:

@@ -23,6 +23,7 @@ from bacalhau_controllers.runner.state import (
     Collect,
     CollectDone,
     CollectFailed,
+    Contradicted,
     CutOff,
     Denied,
     Disowned,
@@ -184,7 +185,7 @@ def samples(run: int) -> list[Event]:
         StopFailed(run, "hung"), CollectDone(COLLECTED), CollectFailed(True, "Disk", "full"),
         CollectFailed(False, "OutputLimit", "too much"), Cleaned(), CleanFailed("busy"),
         OutputsDropped(), TimerDue(), StopRequested("UserRequest"), Unassigned(), Reassigned(),
-        Fetching("3 of 9 MiB"), CutOff("60 s"), LinkUp(), Disowned(9), Halted(), AgentStarted(), AgentStarted(RUNNING),
+        Fetching("3 of 9 MiB"), CutOff("60 s"), LinkUp(), Disowned(9), Contradicted(9), Halted(), AgentStarted(), AgentStarted(RUNNING),
         AgentStarted(exited(1)), AgentStarted(VANISHED), AgentStarted(ABSENT),
     ]  # fmt: skip
     assert {type(event) for event in events} == set(EVENTS)
@@ -672,6 +673,18 @@ def test_an_old_copy_of_the_ledger_is_not_believed() -> None:
         True,
     )
     assert report.step > 40
+
+
+def test_what_another_contradicted_is_told_as_newer() -> None:
+    case = started_case()
+    before = case.state.report
+    assert not case.on(Contradicted(before.step - 1)).has_news
+    got = case.on(Contradicted(before.step))
+    assert got.has_news
+    assert got.instruction is None
+    after = case.state.report
+    assert after.step > before.step
+    assert after.but(step=0) == before.but(step=0)
 
 
 def test_engine_silence_is_told_and_taken_back() -> None:
