@@ -34,11 +34,13 @@ _ANSWER_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Station:
-    """One party with the process that runs there. `busy` is held by the fault that is at it."""
+    """One party with the process that runs there. `busy` is held by the fault that is at it;
+    `starting` by who starts it: another fault may have killed everything meanwhile."""
 
     party: Party
     process: Process
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def name(self) -> str:
@@ -64,14 +66,15 @@ class Station:
 
     async def start(self) -> None:
         """Start it, unless it runs. Raises ClusterError if that fails several times."""
-        for left in reversed(range(_STARTS_MAX)):
-            if self.is_up:
-                return
-            try:
-                await asyncio.to_thread(self.process.start)
-            except ClusterError:
-                if not left:
-                    raise
+        async with self.starting:
+            for left in reversed(range(_STARTS_MAX)):
+                if self.is_up:
+                    return
+                try:
+                    await asyncio.to_thread(self.process.start)
+                except ClusterError:
+                    if not left:
+                        raise
 
     # -- what is on its disk ---------------------------------------------------------------------
 
