@@ -20,15 +20,20 @@ def rounds(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
     why = why_impossible()
     if why:
         pytest.fail(f"this test makes network namespaces: run it as root ({why})")
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.rounds", "--data", str(tmp_path), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        start_new_session=True,
-    )
+    # A background job of a shell has it ignored, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.rounds", "--data", str(tmp_path), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.timeout(300)
