@@ -100,10 +100,14 @@ def node_name(settings: ServeSettings) -> str:
 
 @contextlib.contextmanager
 def _announced(path: Path, address: dict[str, object]):  # type: ignore[no-untyped-def]
-    """Leave the addresses for scripts and tests, for as long as they are true."""
+    """Leave the addresses for scripts and tests, for as long as they are true. Where the disk is
+    full nobody finds them there, but what runs goes on."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(address) + "\n")
-    draft.replace(path)
+    try:
+        draft.write_text(json.dumps(address) + "\n")
+        draft.replace(path)
+    except OSError as error:
+        logger.warning("Failed to leave the addresses", extra={"error": str(error), **address})
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ class Compute:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._parts.aclose()
+        await self._parts.__aexit__(kind, error, trace)
 
     async def _start(self, parts: AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -167,10 +167,13 @@ class Compute:
     async def _run(self, parts: AsyncExitStack, agent: Agent) -> None:
         """Run the agent; return once it has taken up what an earlier life left."""
 
-        async def close() -> None:
-            await agent.close(keep_running=self._settings.on_exit == "keep")
+        async def close(kind: object, error: BaseException | None, trace: object) -> None:
+            # A failure is nobody's wish: as after a kill -9, the next agent finds what runs. With
+            # a full disk it could not even be written down that runs were ended by the shutdown.
+            is_failure = error is not None
+            await agent.close(keep_running=is_failure or self._settings.on_exit == "keep")
 
-        parts.push_async_callback(close)
+        parts.push_async_exit(close)
         task = run_beside(parts, "agent", agent.run(), self._on_failure)
         recovered = asyncio.create_task(agent.recovered())
         await asyncio.wait({task, recovered}, return_when=asyncio.FIRST_COMPLETED)
