@@ -12,7 +12,7 @@ from bacalhau.store import committer
 from bacalhau.store.jetstream import JetStreamStore
 from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import ConflictError, OutcomeUnknownError, UnavailableError
-from bacalhau_api.meta import Ref
+from bacalhau_api.meta import Ref, Resource
 from bacalhau_controllers.store import Delete, Fence, Put, Why, Write
 from tests.support.flaky import Fault, FlakyTransport
 from tests.support.nats import crash, open_connection, open_store, running_server
@@ -47,6 +47,17 @@ def ref(name: str) -> Ref:
 async def revision(store: JetStreamStore, name: str) -> int:
     found = await store.get(ref(name))
     return found.metadata.resource_version if found else 0
+
+
+async def created_in_doubt(
+    store: JetStreamStore, transport: FlakyTransport, other: JetStreamStore
+) -> tuple["asyncio.Task[tuple[Resource | None, ...]]", int]:
+    """A commit that has created `n` and whose answer is lost; the revision that others see."""
+    await create(store, node("before"))
+    transport.faults.extend(["lose reply", "lose reply"])
+    mine = asyncio.create_task(store.commit([Put(node("n"), 0)], WHY))
+    async with watching(other) as view:
+        return mine, await view.seen(ref("n"))
 
 
 async def check_history(store: JetStreamStore, name: str, changes: int) -> None:
@@ -119,11 +130,7 @@ async def test_a_change_that_was_only_begun_is_not_history(server: EmbeddedNats)
 async def test_a_lost_answer_that_others_have_built_on(server: EmbeddedNats) -> None:
     """Ours was stored and its answer lost; until we ask again, another has changed the object."""
     async with flaky_store(server) as (store, transport), open_store(server) as other:
-        await create(store, node("before"))
-        transport.faults.extend(["lose reply", "lose reply"])
-        mine = asyncio.create_task(store.commit([Put(node("n"), 0)], WHY))
-        async with watching(other) as view:
-            at = await view.seen(ref("n"))
+        mine, at = await created_in_doubt(store, transport, other)
         await other.commit([Put(node("n", drain=True), at)], WHY)
         (stored,) = await mine
         assert stored is not None
@@ -134,11 +141,7 @@ async def test_a_lost_answer_that_others_have_built_on(server: EmbeddedNats) -> 
 async def test_what_was_created_and_removed_is_not_created_again(server: EmbeddedNats) -> None:
     """Ours was stored and its answer lost; until we ask again, another has removed the object."""
     async with flaky_store(server) as (store, transport), open_store(server) as other:
-        await create(store, node("before"))
-        transport.faults.extend(["lose reply", "lose reply"])
-        mine = asyncio.create_task(store.commit([Put(node("n"), 0)], WHY))
-        async with watching(other) as view:
-            at = await view.seen(ref("n"))
+        mine, at = await created_in_doubt(store, transport, other)
         await other.commit([Delete(ref("n"), at)], WHY)
         (stored,) = await mine
         assert stored is not None
