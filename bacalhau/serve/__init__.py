@@ -41,6 +41,10 @@ def run(settings: ServeSettings) -> int:
         raise _first(group) from group
 
 
+class _PartFailedError(Exception):
+    """The process ends for a failure. Raised so that its parts are closed as for one."""
+
+
 async def _serve(settings: ServeSettings) -> int:
     clock, ids = SystemClock(), SystemIds()
     stop = asyncio.Event()
@@ -55,6 +59,7 @@ async def _serve(settings: ServeSettings) -> int:
         stop.set()
 
     async with AsyncExitStack() as parts:
+        parts.enter_context(contextlib.suppress(_PartFailedError))
         lock = DataLock(settings.data_dir / "serve.lock")
         await lock.take(LOCK_SECONDS)
         parts.callback(lock.release)
@@ -77,6 +82,8 @@ async def _serve(settings: ServeSettings) -> int:
         parts.enter_context(_announced(settings.data_dir / ADDRESS_FILE, address))
         logger.info("Bacalhau is ready", extra=address)
         await stop.wait()
+        if failures:
+            raise _PartFailedError
         logger.info("Stopping")
     return 1 if failures else 0
 
@@ -108,9 +115,15 @@ def _announced(path: Path, address: dict[str, object]):  # type: ignore[no-untyp
         draft.replace(path)
     except OSError as error:
         logger.warning("Failed to leave the addresses", extra={"error": str(error), **address})
+        _forget(path)  # those of an earlier process are not true any more
     try:
         yield
     finally:
+        _forget(path)
+
+
+def _forget(path: Path) -> None:
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
 

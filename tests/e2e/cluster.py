@@ -46,10 +46,9 @@ class Process:
         """Where its standard output and error go."""
         return self.data_dir.parent / f"{self.name}.log"
 
-    def start(self) -> None:
-        """Start, and wait until it says that it is ready."""
-        address_file = self.data_dir / "serve.json"
-        address_file.unlink(missing_ok=True)
+    def launch(self) -> None:
+        """Start, without waiting."""
+        (self.data_dir / "serve.json").unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [*self.wrap, *BACALHAU, "serve", "--data-dir", str(self.data_dir), *self.args],
@@ -59,12 +58,17 @@ class Process:
                 env=environment(),
                 start_new_session=True,
             )
+
+    def start(self) -> None:
+        """Start, and wait until it says that it is ready."""
+        self.launch()
+        assert self.popen is not None
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.popen.poll() is not None:
                 raise ClusterError(f"{self.name} ended at start:\n{self.tail()}")
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-                self.address = json.loads(address_file.read_text())
+                self.address = json.loads((self.data_dir / "serve.json").read_text())
                 return
             time.sleep(0.02)
         raise ClusterError(f"{self.name} was not ready in {START_SECONDS} s:\n{self.tail()}")

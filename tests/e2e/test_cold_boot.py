@@ -1,6 +1,7 @@
 """A machine loses its power while it is cut off, and starts again with no orchestrator to ask: what
 runs on it comes back by itself, and what it finished is delivered once when there is one again."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ from bacalhau.cli.plain import fetch
 from bacalhau.client import Client
 from bacalhau.kinds import EXECUTION, STATUS_PATH
 from bacalhau.localsocket import SOCKET_NAME
+from bacalhau_api.errors import UnavailableError
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase
 from tests.e2e.cluster import BACALHAU, Cluster, Process, environment, left_over
 from tests.e2e.test_thread import PROGRAMS
 
 REBOOTED = Path(__file__).parent / "rebooted.py"
+FAILING = Path(__file__).parent / "failing.py"
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 60.0
 
@@ -93,6 +96,17 @@ def until(node: Process, is_so: Callable[[dict[str, Any]], bool], what: str) -> 
     return found
 
 
+def until_answers(node: Process) -> dict[str, Any]:
+    """The executions on a node whose agent is just starting."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return here(node)
+        except UnavailableError:
+            assert time.monotonic() < deadline, node.tail()
+            time.sleep(0.1)
+
+
 def cut_power(node: Process) -> None:
     """Not one process of the agent, its engines or its workloads is left."""
     node.kill()
@@ -112,11 +126,18 @@ def _is_of(process: Path, data_dir: Path) -> bool:
 def boot(node: Process, name: str) -> None:
     """Start the agent as after a reboot."""
     node.wrap = (sys.executable, str(REBOOTED), name)
+    with imports_from_here():
+        node.start()
+
+
+@contextlib.contextmanager
+def imports_from_here() -> Iterator[None]:
+    """What is started finds the packages of this checkout, also if it is a script elsewhere."""
     path = os.pathsep.join(str(ROOT / part) for part in (".", "api", "controllers"))
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = path if before is None else f"{path}{os.pathsep}{before}"
     try:
-        node.start()
+        yield
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
@@ -258,3 +279,35 @@ def test_a_machine_that_boots_alone(cluster: Cluster) -> None:
         node, lambda found: not any(one["local"]["unsentFacts"] for one in found.values()), "sent"
     )
     assert status(node)["connection"]["connected"]
+
+
+def test_a_failure_of_the_agent_ends_no_work(cluster: Cluster) -> None:
+    """Told to stop its workloads when it ends, it does so when it is asked to end, not when
+    something breaks. The next agent starts although the disk is too full for its address file."""
+    node = cluster.agents["edge-1"]
+    gates = cluster.root / "gates"
+    node.stop()
+    node.wrap = (sys.executable, str(FAILING))
+    with imports_from_here():
+        node.start()
+    file = cluster.root / "job.yaml"
+    file.write_text(json.dumps(gate_job("kept", gates)))
+    cluster.run("apply", "-f", str(file))
+    until(node, lambda found: "kept" in found and runs(found["kept"]), "start")
+
+    assert node.popen is not None
+    node.popen.send_signal(signal.SIGUSR1)
+    assert node.popen.wait(20) == 1, node.tail()
+    assert "Part of the process failed" in node.tail()
+
+    node.wrap = ()
+    (node.data_dir / "serve.tmp").symlink_to("/dev/full")
+    node.launch()
+    found = until_answers(node)
+    assert (phase(found["kept"]), run(found["kept"])) == ("Running", 1)
+    (gates / "kept").touch()
+    cluster.run("wait", "kept", "--for", "delivered", "--timeout", "60")
+    assert cluster.run("logs", "kept").stdout == "waiting\nthrough\n", "one run, from end to end"
+    assert "Failed to leave the addresses" in node.tail()
+    assert node.stop() == 0
+    assert left_over(node.data_dir) == []
