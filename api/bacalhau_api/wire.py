@@ -89,7 +89,8 @@ class Welcome(Model):
 
     A list too long for one message comes in parts; the node asks for part `next_part` with the
     same hello subject until it is None. `steps` gives, per execution uid, the step of the report
-    that is stored, so that older facts in the outbox can be dropped.
+    that is stored, so that older facts in the outbox can be dropped. `list_id` names the list, the
+    same in all its parts; beats repeat it.
     """
 
     node: str
@@ -100,6 +101,7 @@ class Welcome(Model):
     beat_seconds: float = 5.0
     assignments: Assignments = Assignments()
     steps: dict[str, int] = Field(default_factory=dict)
+    list_id: str = ""
     next_part: int | None = None
 
 
@@ -139,10 +141,12 @@ class Ack(Model):
 
 
 class Beat(Model):
-    """I am alive. `changes_seen` is the number of the last Changes message applied."""
+    """I am alive. `changes_seen` is the number of the last Changes message applied to the list
+    `list_id`."""
 
     node: str
     session: str
+    list_id: str = ""
     changes_seen: int
     info: NodeInfo | None = Field(default=None, description="Set when it changed.")
     facts_waiting: int = 0

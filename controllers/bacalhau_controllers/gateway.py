@@ -68,6 +68,7 @@ class _Session:
     incarnation: str
     heard_at: float
     parts: list[Assignments] = field(default_factory=list)
+    list_id: str = ""
     number: int = 0
     dirty: dict[Ref, str] = field(default_factory=dict)  # ref -> uid, in order of change
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,6 +95,7 @@ class Gateway:
         self._clock = clock
         self._settings = settings or GatewaySettings()
         self._sessions: dict[str, _Session] = {}
+        self._lists = 0
         self._is_open = False
         cache.observe(self._on_change)
 
@@ -136,6 +138,7 @@ class Gateway:
             old.sender.cancel()
         session = _Session(hello.node, hello.session, hello.incarnation, self._clock.monotonic())
         session.parts = list(_parts(self._assigned(hello.node)))
+        session.list_id = self._next_list_id()
         self._sessions[hello.node] = session
         self._presence.hello(hello.node, hello.incarnation, hello.info, hello.session)
         logger.info("Node said hello", extra={"node": hello.node, "parts": len(session.parts)})
@@ -159,7 +162,9 @@ class Gateway:
             self._presence.hello(beat.node, session.incarnation, beat.info, session.id)
         # A push under way is not a gap; a number ahead of ours or a broken session is. A node that
         # was removed meanwhile is forgotten, and has to introduce itself to the one that follows.
-        is_stale = session.is_broken or not is_known or beat.changes_seen > session.number
+        # A late copy of a hello began this session if the node has another list than this one.
+        is_gap = beat.list_id != session.list_id or beat.changes_seen > session.number
+        is_stale = session.is_broken or not is_known or is_gap
         return BeatReply(node=beat.node, session=beat.session, hello_again=is_stale)
 
     async def facts(self, batch: FactBatch) -> Ack | Refused:
@@ -309,6 +314,12 @@ class Gateway:
         session = self._sessions.get(node)
         return session if self._is_open and session and session.id == session_id else None
 
+    def _next_list_id(self) -> str:
+        """Another one for each list, also of each leader: they begin at different revisions."""
+        self._lists += 1
+        cursor = self._cache.cursor
+        return f"{cursor.revision if cursor else 0}.{self._lists}"
+
     def _assigned(self, node: str) -> list[Execution | Publication]:
         """Everything that is kept for this node, what it has finished included."""
         things: list[Execution | Publication] = []
@@ -348,6 +359,7 @@ class Gateway:
             beat_seconds=self._settings.beat_seconds,
             assignments=assignments,
             steps=_steps(assignments, session.incarnation),
+            list_id=session.list_id,
             next_part=None if is_last else part + 1,
         )
 

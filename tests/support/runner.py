@@ -170,6 +170,8 @@ class Hub:
         self.refuse: Refused | None = None
         self.part_size = 1000
         self.lose_acks = 0
+        self.list_id = 1
+        self.relists = 0  # as often the list is replaced while it is read
         """So many answers to facts are lost after the facts were stored."""
         self.heard_at = 0.0
         """When (by the loop) the last request was answered."""
@@ -200,6 +202,9 @@ class Hub:
                 self.number = 0
                 return self._welcome(request.session, 0)
             case WelcomePart():
+                if self.relists:
+                    self.relists -= 1
+                    self.list_id += 1
                 return self._welcome(request.session, request.part)
             case Beat():
                 self.beats.append(request)
@@ -282,6 +287,7 @@ class Hub:
                 publications=tuple(publications) if part == 0 else (),
             ),
             steps=steps,
+            list_id=str(self.list_id),
             next_part=part + 1 if end < len(executions) else None,
         )
 

@@ -234,6 +234,8 @@ class Session:
                 raise SessionOver(f"the orchestrator offered part {part} of its list", 15.0)
             ask = WelcomePart(node=self._node, session=self.id, part=part)
             more = await self._welcome(ask)
+            if more.list_id != first.list_id:
+                raise SessionOver("the orchestrator's list was replaced while it was read")
             executions += more.assignments.executions
             publications += more.assignments.publications
             steps |= more.steps
@@ -287,6 +289,7 @@ class Session:
             beat = Beat(
                 node=self._node,
                 session=self.id,
+                list_id=welcome.list_id,
                 changes_seen=self._seen,
                 info=None if is_known else info,
                 facts_waiting=len(self._writer.book.facts),

@@ -396,7 +396,6 @@ def slot_key(job_uid: str, slot: Slot) -> SlotKey:
 
 
 def _can_know(machine: "Machine") -> bool:
-    """Whether an agent knows what was said to its node: an old disk does not, until its agent is on
-    the line again."""
-    agent = machine.agent
-    return not machine.is_tampered or (agent is not None and agent.standing.is_linked)
+    """Whether an agent can know what was said to its node. (One that was told, and is not on the line
+    any more, has it in its ledger: what is to stop may not begin.)"""
+    return machine.agent is not None and machine.agent.standing.is_linked

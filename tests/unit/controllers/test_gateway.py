@@ -63,6 +63,7 @@ class Rig(Bench):
         self.gateway = Gateway(self.cache, self.inbox, self.presence, self.line, self.clock)
         self.gateway.open()
         self.put(node("n1"))
+        self.list_id = ""
 
     def hello(self, session: str = "s1", incarnation: str = "i1") -> Welcome | Refused:
         hello = Hello(node="n1", session=session, incarnation=incarnation, info=NodeInfo())
@@ -73,10 +74,16 @@ class Rig(Bench):
         answer = self.loop.run_until_complete(say())
         self.loop.run_until_idle()
         assert isinstance(answer, Welcome | Refused)
+        if isinstance(answer, Welcome):
+            self.list_id = answer.list_id
         return answer
 
-    def beat(self, seen: int = 0, session: str = "s1") -> bool:
-        answer = self.gateway.beat(Beat(node="n1", session=session, changes_seen=seen))
+    def beat(self, seen: int = 0, session: str = "s1", list_id: str | None = None) -> bool:
+        """Whether the node is asked for a hello. It has the last list that was given, unless said
+        otherwise."""
+        has = self.list_id if list_id is None else list_id
+        beat = Beat(node="n1", session=session, list_id=has, changes_seen=seen)
+        answer = self.gateway.beat(beat)
         assert not isinstance(answer, Refused)
         return answer.hello_again
 
@@ -121,6 +128,37 @@ def test_a_welcome_tells_which_reports_are_stored(rig: Rig) -> None:
     welcome = rig.hello()
     assert isinstance(welcome, Welcome)
     assert welcome.steps == {done.metadata.uid: 7}, "the step of another incarnation says nothing"
+
+
+def test_a_late_copy_of_a_hello_is_found_out(rig: Rig) -> None:
+    """Its answer is read by nobody, so the agent lacks what was told to another one meanwhile."""
+    first = rig.hello("s1")
+    assert isinstance(first, Welcome)
+    assert not rig.beat(session="s1")
+    rig.hello("s2")
+    rig.put(execution(job("a")))
+    again = rig.hello("s1")
+    assert isinstance(again, Welcome)
+    assert rig.beat(session="s1", list_id=first.list_id)
+    assert not rig.beat(session="s1", list_id=again.list_id)
+
+
+def test_the_lists_of_two_leaders_differ(rig: Rig) -> None:
+    first = rig.hello()
+    rig.put(execution(job("a")))
+    other = Gateway(rig.cache, rig.inbox, rig.presence, rig.line, rig.clock)
+    other.open()
+    hello = Hello(node="n1", session="s1", incarnation="i1", info=NodeInfo())
+
+    async def say() -> Welcome | Refused:
+        answer = other.hello(hello)
+        await other.close()
+        return answer
+
+    second = rig.loop.run_until_complete(say())
+    assert isinstance(first, Welcome)
+    assert isinstance(second, Welcome)
+    assert first.list_id != second.list_id
 
 
 def test_a_long_list_comes_in_parts_and_changes_wait_for_the_last(rig: Rig) -> None:

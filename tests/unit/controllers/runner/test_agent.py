@@ -704,6 +704,7 @@ def test_a_gap_in_the_changes_brings_a_new_hello(loop: SimLoop) -> None:
     assert w.do(w.hub.assign(execution("a"))) is None
     assert {r.phase for r in w.until_final("a", "lost")} == {Phase.SUCCEEDED}
     assert len(w.hub.hellos) == 2
+    loop.advance(10)
 
 
 def test_changes_that_come_twice_are_applied_once(loop: SimLoop) -> None:
@@ -734,6 +735,19 @@ def test_a_long_list_comes_in_parts(loop: SimLoop) -> None:
     w.hub.keep(*(execution(name) for name in names))
     w.start()
     assert {r.phase for r in w.until_final(*names)} == {Phase.SUCCEEDED}
+
+
+def test_parts_of_two_lists_are_not_put_together(loop: SimLoop) -> None:
+    w = World(loop)
+    w.hub.part_size = 3
+    w.hub.relists = 1
+    names = [f"e{n}" for n in range(5)]
+    w.hub.keep(*(execution(name) for name in names))
+    w.start()
+    assert {r.phase for r in w.until_final(*names)} == {Phase.SUCCEEDED}
+    assert len(w.hub.hellos) == 2
+    loop.advance(10)
+    assert {beat.list_id for beat in w.hub.beats} == {str(w.hub.list_id)}
 
 
 def test_what_the_full_list_lacks_is_stopped(loop: SimLoop) -> None:
