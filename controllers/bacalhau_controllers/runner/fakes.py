@@ -96,6 +96,8 @@ class FakeEngine:
         """Starts never return, while everything else answers."""
         self.is_silent = False
         """Nothing answers."""
+        self.answer_error: Exception | None = None
+        """What every answer fails with."""
         self.stops_fail = False
         self.start_error: BacalhauError | None = None
         self.prepare_error: BacalhauError | None = None
@@ -238,6 +240,8 @@ class FakeEngine:
     async def _answer(self, boundary: str = "") -> None:
         if self.is_silent:
             await asyncio.Event().wait()
+        if self.answer_error is not None:
+            raise self.answer_error
         if boundary:
             await self._boundary(boundary)
 

@@ -7,10 +7,12 @@ more, if it calls itself healthy, and the first start that returns clears it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from bacalhau_api.errors import UnavailableError
+from bacalhau_api.errors import BacalhauError, UnavailableError
 from bacalhau_api.v1.node import Capability
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.runner.ports import (
@@ -24,9 +26,12 @@ from bacalhau_controllers.runner.ports import (
 )
 from bacalhau_controllers.runner.state import Limits
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 ENGINE_FAULT = "EngineFault"
+INTERNAL = "Internal"
 HEALTH_SECONDS = 10.0
 OPEN_SECONDS = 60.0
 LOOK_SECONDS = 20.0
@@ -38,11 +43,25 @@ PAUSE_SECONDS = 60.0
 PAUSE_SECONDS_MAX = 900.0
 
 
-async def within(seconds: float, what: str, call: Awaitable[T]) -> T:
-    """The call's result. Raises UnavailableError (reason EngineFault) if it takes longer."""
+@contextlib.contextmanager
+def foreseen(what: str) -> Iterator[None]:
+    """Turn an error that is none of ours into UnavailableError (reason Internal). A plug that has no
+    file descriptor left, or a bug, is to cost its own work for a while, not the agent."""
     try:
-        async with asyncio.timeout(seconds):
-            return await call
+        yield
+    except (BacalhauError, TimeoutError):
+        raise
+    except Exception as error:
+        logger.exception("Failed in an unforeseen way", extra={"at": what})
+        raise UnavailableError(f"{what} failed: {error!r}", reason=INTERNAL) from error
+
+
+async def within(seconds: float, what: str, call: Awaitable[T]) -> T:
+    """The call's result. Raises UnavailableError if it takes longer (reason EngineFault)."""
+    try:
+        with foreseen(what):
+            async with asyncio.timeout(seconds):
+                return await call
     except TimeoutError as error:
         message = f"{what} did not return within {seconds:.0f} s"
         raise UnavailableError(message, reason=ENGINE_FAULT) from error
@@ -131,8 +150,9 @@ class GuardedEngine:
         """See Engine.wait; returns RUNNING now and then, so that a wait that was lost in the
         engine costs minutes, not for ever."""
         try:
-            async with asyncio.timeout(WATCH_SECONDS):
-                return await self._engine.wait(run)
+            with foreseen(f"waiting in engine {self.name}"):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    return await self._engine.wait(run)
         except TimeoutError:
             return await self.observe(run)
 

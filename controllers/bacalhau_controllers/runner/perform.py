@@ -14,7 +14,13 @@ from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import InputSource
 from bacalhau_api.v1.node import OUTBOX_FULL
 from bacalhau_controllers.runner.admission import decide, environment, resources_of
-from bacalhau_controllers.runner.guard import ENGINE_FAULT, LOOK_SECONDS, GuardedEngine, within
+from bacalhau_controllers.runner.guard import (
+    ENGINE_FAULT,
+    INTERNAL,
+    LOOK_SECONDS,
+    GuardedEngine,
+    within,
+)
 from bacalhau_controllers.runner.ports import (
     Fetched,
     Layout,
@@ -110,15 +116,15 @@ def broken(todo: Instruction, error: Exception) -> Event:
         case Admit() | Reserve():
             return AdmitFailed(why)
         case Prepare():
-            return PrepareFailed(True, "Internal", why)
+            return PrepareFailed(True, INTERNAL, why)
         case Start(run):
-            return StartFailed(run, True, "Internal", why)
+            return StartFailed(run, True, INTERNAL, why)
         case Watch(run):
             return Exited(run, Observation(RunPhase.VANISHED, message=why))
         case Stop(run):
             return StopFailed(run, why)
         case Collect():
-            return CollectFailed(True, "Internal", why)
+            return CollectFailed(True, INTERNAL, why)
         case Clean():
             return CleanFailed(why)
 
@@ -302,7 +308,7 @@ async def _start(site: Site, execution: Execution, state: RunnerState, todo: Sta
         )
         await engine.start(_workload(site, execution, state, layout, todo.run))
     except TransientError as error:
-        reason = error.reason if error.reason == DISK_FAULT else ENGINE_FAULT
+        reason = error.reason if error.reason in (DISK_FAULT, INTERNAL) else ENGINE_FAULT
         return StartFailed(todo.run, True, reason, error.message)
     except BacalhauError as error:
         reason = error.reason if error.reason != "Terminal" else "StartFailed"

@@ -528,6 +528,23 @@ def test_an_engine_that_is_down_refuses_nothing_for_good(loop: SimLoop) -> None:
     assert w.until_final("b")[0].phase is Phase.SUCCEEDED
 
 
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_an_engine_that_fails_in_an_unforeseen_way_costs_no_agent(
+    loop: SimLoop, *, is_restarted: bool
+) -> None:
+    w = world(loop)
+    w.do(w.hub.assign(execution("a", seconds=1000)))
+    loop.advance(10)
+    w.engine.answer_error = OSError(24, "Too many open files")
+    if is_restarted:
+        w.kill()
+        w.start()
+    loop.advance(900)
+    w.engine.answer_error = None
+    assert w.until_final("a", seconds_max=2000)[0].phase is Phase.SUCCEEDED
+    assert w.engine.started == {"a.1": 1}
+
+
 def test_a_silent_engine_is_waited_for(loop: SimLoop) -> None:
     w = world(loop)
     w.do(w.hub.assign(execution("a", seconds=1000)))
@@ -571,7 +588,7 @@ def test_bugs_in_plugs_are_faults_of_the_node_and_hit_nobody_else(
     assert (first.phase, first.reason) == (Phase.FAILED, "AdmissionFault")
     assert first.is_system_fault
     assert second.phase is Phase.SUCCEEDED
-    assert "Failed at an instruction" in caplog.text
+    assert "Failed in an unforeseen way" in caplog.text
 
 
 def test_a_bug_of_ours_hits_one_execution_and_not_for_ever(
