@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 from contextlib import AsyncExitStack
@@ -22,6 +23,8 @@ from bacalhau_api.meta import check_name
 
 logger = logging.getLogger(__name__)
 
+OPEN_FILES = 65536
+
 LOCK_SECONDS = 3.0
 """For an earlier process on the same data to be gone, as in a restart."""
 
@@ -34,11 +37,21 @@ def run(settings: ServeSettings) -> int:
     cannot start."""
     set_up_logging(settings.log_level, settings.log_format)
     os.umask(0o077)
+    _allow_open_files()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         return asyncio.run(_serve(settings))
     except BaseExceptionGroup as group:
         raise _first(group) from group
+
+
+def _allow_open_files() -> None:
+    """Connections, followed logs and workloads need a few descriptors each; what a login shell allows
+    is soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _PartFailedError(Exception):

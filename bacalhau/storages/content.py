@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bacalhau.flush import fsync_path, sync_file_system
 from bacalhau.storages import held
-from bacalhau.storages.disk import disk, fsync_path, link, make_parents, sync_file_system
+from bacalhau.storages.disk import disk, link, make_parents
 from bacalhau.storages.draft import Blob, Draft, Known
 from bacalhau_api.errors import TerminalError, TransientError
 from bacalhau_api.v1.node import HeldInput

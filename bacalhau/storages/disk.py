@@ -1,7 +1,6 @@
-"""What the input cache asks of the disk: flushed files, hard links, and errors in the project's words."""
+"""What the input cache asks of the disk: hard links, and errors in the project's words."""
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -9,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from bacalhau.flush import fsync_path
 from bacalhau_api.errors import TransientError
 
 
@@ -63,26 +63,3 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target, follow_symlinks=False)
         os.chmod(target, 0o444)
         fsync_path(target)
-
-
-def fsync_path(path: Path) -> None:
-    """Flush a file or directory."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def sync_file_system(path: Path) -> None:
-    """Flush everything on the file system at once: far cheaper than thousands of single files."""
-    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if sync is None:
-            os.sync()
-        elif sync(file) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-    finally:
-        os.close(file)

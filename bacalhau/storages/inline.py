@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 from pydantic import Field
 
 from bacalhau.archive import ArchiveError, ArchiveLimits, extract
+from bacalhau.flush import fsync_path, sync_file_system
 from bacalhau.params import read_params
 from bacalhau_api.base import Model
 from bacalhau_api.errors import TerminalError, TransientError
@@ -77,6 +78,7 @@ class InlineStorage:
         return None
 
     def _unpack(self, kind: str, data: bytes, into: Path) -> Fetched:
+        """On disk when it returns: after a power failure the execution goes on with what is here."""
         if kind not in _ARCHIVES:
             path = into / "data"
             # A fetch that was cut off may have left a part.
@@ -85,6 +87,9 @@ class InlineStorage:
             with os.fdopen(fd, "wb") as file:
                 os.fchmod(fd, 0o644)  # the process's umask is not for what workloads read
                 file.write(data)
+                file.flush()
+                os.fsync(fd)
+            fsync_path(into)
             return Fetched(source=path.resolve(), read_only=True, size_bytes=len(data))
         directory = into / "content"
         shutil.rmtree(directory, ignore_errors=True)
@@ -92,6 +97,7 @@ class InlineStorage:
         done = extract(io.BytesIO(data), directory, self._limits)
         for folder, _, _ in os.walk(directory):
             os.chmod(folder, 0o755)
+        sync_file_system(into)
         return Fetched(source=directory.resolve(), read_only=True, size_bytes=done.size_bytes)
 
     def _decode(self, source: SpecConfig) -> tuple[str, bytes]:

@@ -14,6 +14,7 @@ import pytest
 
 from bacalhau.archive import ArchiveLimits
 from bacalhau.settings import AllowedPath
+from bacalhau.storages import inline
 from bacalhau.storages.inline import InlineStorage
 from bacalhau.storages.local import LocalStorage
 from bacalhau.storages.paths import PathRefusedError, PathRules, open_beneath
@@ -408,6 +409,27 @@ async def test_data_urls(into: Path, url: str, expected: bytes) -> None:
     assert await storage.admit(item("inline", url=url).source) == ""
     fetched = await storage.fetch(item("inline", url=url), into, USE)
     assert fetched.source.read_bytes() == expected
+
+
+async def test_inline_data_are_on_the_disk_before_they_count(
+    into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure nobody fetches them again."""
+    flushed: list[Path] = []
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(inline, "sync_file_system", flushed.append)
+    got = await InlineStorage().fetch(item("inline", url=data_url(b"1")), into, USE)
+    assert flushed == [got.source, got.source.parent]
+    flushed.clear()
+    url = data_url(packed({"data": b"2"}), "application/gzip")
+    await InlineStorage().fetch(item("inline", url=url), into, USE)
+    assert flushed == [into]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,239}")
 _STOP_SECONDS_MAX = 30.0
+_COMPILE_SECONDS_MAX = 40.0  # in one start, see `Limits.start_try_seconds`
 _RECHECK_SECONDS = 0.05
 _LEFTOVER_SECONDS = 600.0
 
@@ -156,11 +157,7 @@ class WasmEngine:
         ]
         try:
             directory.mkdir(exist_ok=True, mode=0o700)
-            codes: list[protocol.Code] = []
-            for number, module in enumerate((entry, *imports)):
-                path = directory / f"{number}.cwasm"
-                cached = await modules.link(module.path, path)
-                codes.append({"name": module.name, "path": str(path), "cached": str(cached)})
+            codes = await self._compiled(modules, directory, (entry, *imports))
             async with self._lock(workload.id):
                 if self._exists(directory):
                     return
@@ -175,6 +172,24 @@ class WasmEngine:
         except TerminalError:
             self._discard(directory)
             raise
+
+    async def _compiled(
+        self, modules: ModuleCache, directory: Path, sources: Sequence[mounts.FoundModule]
+    ) -> list[protocol.Code]:
+        """The compiled modules, which belong to the run from now on. Raises TransientError, also
+        where a compilation takes long: it goes on, and whoever tries again finds it done."""
+        codes: list[protocol.Code] = []
+        try:
+            async with asyncio.timeout(_COMPILE_SECONDS_MAX):
+                for number, module in enumerate(sources):
+                    path = directory / f"{number}.cwasm"
+                    cached = await modules.link(module.path, path)
+                    codes.append({"name": module.name, "path": str(path), "cached": str(cached)})
+        except TimeoutError as error:
+            # Not for as long as the whole start may take: the engine would be taken for one that
+            # hangs, and others' work refused for it.
+            raise UnavailableError("its modules are still being compiled") from error
+        return codes
 
     async def observe(self, run: str) -> Observation:
         """What files and kernel say now."""
@@ -202,11 +217,14 @@ class WasmEngine:
         async with self._lock(run):
             seen = self._observe(run)
             if seen.phase is RunPhase.ABSENT and directory.is_dir():
-                # Being started right now, and held up by a compilation: it is not to begin.
+                # Being started right now, held up by a compilation or on its way to a worker: it is
+                # not to begin. The worker looks for this after it has written its own record, and
+                # this looks for a worker after it has written: one of them finds the other.
                 now = self._clock.now().timestamp()
                 records.write_stop(directory, now)
                 records.write_end(directory, records.stopped_end(now))
             if seen.phase is not RunPhase.RUNNING:
+                await self._end_process(directory)
                 return
             with contextlib.suppress(OSError):  # on a full disk too it is to end
                 records.write_stop(directory, self._clock.now().timestamp())
@@ -217,6 +235,7 @@ class WasmEngine:
             await asyncio.wait_for(self.wait(run), _STOP_SECONDS_MAX)
         except TimeoutError as error:
             raise UnavailableError(f"run {run} does not end, although it was killed") from error
+        await self._end_process(directory)
 
     async def remove(self, run: str) -> None:
         """Delete what is kept of a run that ended. Raises TransientError while it runs."""
@@ -224,6 +243,7 @@ class WasmEngine:
         async with self._lock(run):
             if self._observe(run).phase is RunPhase.RUNNING:
                 raise TransientError(f"run {run} still runs; stop it first")
+            await self._end_process(directory)
             await asyncio.to_thread(shutil.rmtree, directory, True)
 
     async def list(self) -> Sequence[str]:
@@ -304,6 +324,22 @@ class WasmEngine:
             started_at=begun,
             finished_at=_moment(end.time),
         )
+
+    async def _end_process(self, directory: Path) -> None:
+        """Return once no process of a run that has an end is left: the one that wrote it is about to
+        leave. Raises UnavailableError."""
+        started = records.read_started(directory)
+        if started is None or not _lives(started.process, started.zygote):
+            return
+        started.process.kill()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS_MAX):
+                while _lives(started.process, started.zygote):
+                    await self._clock.sleep(_RECHECK_SECONDS)
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"process {started.process.pid} does not end, although it was killed"
+            ) from error
 
     async def _ended(self, run: str, event: asyncio.Future[None]) -> None:
         """Wait for the zygote's word, or without it for the kernel's."""

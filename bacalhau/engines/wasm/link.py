@@ -17,6 +17,7 @@ from pathlib import Path
 import bacalhau
 from bacalhau.engines.wasm import protocol
 from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
+from bacalhau_controllers.runner.guard import ENGINE_FAULT
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,9 @@ class ZygoteLink:
             await self._send(data)
             refusal = await asyncio.wait_for(asyncio.shield(answer), _START_SECONDS_MAX)
         except TimeoutError as error:
-            raise UnavailableError("the wasm engine's fork server does not start runs") from error
+            raise UnavailableError(
+                "the wasm engine's fork server does not start runs", reason=ENGINE_FAULT
+            ) from error
         finally:
             if self._starts.get(message["id"]) is answer:
                 del self._starts[message["id"]]
@@ -117,7 +120,9 @@ class ZygoteLink:
                 answer, message["timeout_seconds"] + _COMPILE_SLACK_SECONDS
             )
         except TimeoutError as error:
-            raise UnavailableError("the wasm engine's fork server does not answer") from error
+            raise UnavailableError(
+                "the wasm engine's fork server does not answer", reason=ENGINE_FAULT
+            ) from error
         finally:
             self._compiles.pop(message["key"], None)
         if result.get("fault"):

@@ -9,6 +9,7 @@ Each is written once and never changed:
     stop.json  by the agent, before it kills: the end that follows was wanted.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ EXIT = "exit.json"
 STOP = "stop.json"
 
 MESSAGE_LENGTH_MAX = 2000
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,10 @@ def write_end(directory: Path, end: End) -> bool:
 
 
 def read_end(directory: Path) -> End | None:
-    """None if no end was recorded."""
+    """None if no end was recorded, or its record was spoilt: a broken disk cannot make a node hang
+    on one run."""
     data = _read(directory / EXIT)
-    return None if data is None else End(**data)  # written whole, see _write_once
+    return End(**data) if data else None  # written whole, see _write_once
 
 
 def write_stop(directory: Path, time: float) -> bool:
@@ -129,12 +133,16 @@ def _write_once(directory: Path, name: str, data: Mapping[str, Any], *, is_durab
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """None if there is no such file, {} if it cannot be read as one. Raises OSError where another
+    try may do better."""
     try:
-        text = path.read_text()
+        data = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        data = json.loads(text)
     except ValueError:
-        data = None
+        return {}
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        return {}
     return data if isinstance(data, dict) else {}

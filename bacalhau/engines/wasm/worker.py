@@ -29,6 +29,7 @@ from bacalhau.engines.processes import ProcessId
 from bacalhau.engines.wasm import protocol, records
 from bacalhau.engines.wasm.records import End
 from bacalhau.engines.wasm.runtime import make_engine
+from bacalhau.flush import sync_file_system
 
 OVERHEAD_BYTES = 256 * 1024 * 1024  # of private memory beside the guest's own
 OPEN_FILES_MAX = 1024
@@ -150,6 +151,8 @@ class _Run:
         started = records.Started(me, zygote=os.getppid(), time=time.time())
         if not records.write_started(self._directory, started):
             os._exit(0)  # another worker has it
+        if records.read_end(self._directory) is not None:
+            os._exit(0)  # it was stopped before; whoever did that looked for a process until now
         self._send(protocol.STARTED)
         try:
             self._confine()
@@ -381,19 +384,28 @@ class _Run:
             self._ending.release()
             reader.join(_DRAIN_SECONDS_MAX)  # it may itself find that the output is too long
             self._ending.acquire()
-        self._record(self._with_synced_log(end))
+        self._record(self._with_synced_output(end))
         self._send(protocol.ENDED)
         os._exit(0)
 
-    def _with_synced_log(self, end: End) -> End:
-        """The end, once the output is on disk too."""
+    def _with_synced_output(self, end: End) -> End:
+        """The end, once the log and what the guest wrote are on disk too: a record that outlives a
+        power failure must not speak for files that do not."""
         writer = getattr(self, "_writer", None)
         try:
             if writer is not None:
                 writer.sync()
+            if self._is_over:  # others end the guest by leaving, and that has to be soon
+                self._sync_files()
         except OSError as error:
             return _ended(137, "EngineFault", f"its output was lost: {error}", is_fault=True)
         return end
+
+    def _sync_files(self) -> None:
+        """Flush the file systems that the guest could write to."""
+        hosts = [Path(p["host"]) for p in self._job["preopens"] if p["writable"]]
+        for host in {host.stat().st_dev: host for host in hosts}.values():
+            sync_file_system(host)
 
     def _record(self, end: End) -> None:
         while True:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from bacalhau.engines.wasm import WasmEngine
+from bacalhau.engines.wasm import WasmEngine, protocol
+from bacalhau.engines.wasm import engine as engine_module
 from bacalhau.engines.wasm.engine import WasmOptions
+from bacalhau.engines.wasm.link import ZygoteLink
 from bacalhau.engines.wasm.modules import CompileLimits
 from bacalhau.system import SystemClock
-from bacalhau_api.errors import TerminalError
+from bacalhau_api.errors import TerminalError, UnavailableError
+from bacalhau_controllers.runner.guard import ENGINE_FAULT
 from bacalhau_controllers.runner.ports import Mount, Observation, RunPhase, Workload
 from tests.support.engines import Bench, program
 
@@ -280,3 +283,30 @@ async def test_module_paths_cannot_lead_out(engine: WasmEngine, bench: Bench, na
     with pytest.raises(TerminalError) as caught:
         await engine.start(workload)
     assert caught.value.reason == "StartFailed"
+
+
+async def test_a_long_compilation_is_no_fault_of_the_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start is given up before it counts as one that hangs; the compilation goes on."""
+    compile_now, through = ZygoteLink.compile, asyncio.Event()
+
+    async def slowly(link: ZygoteLink, message: protocol.Compile) -> None:
+        await through.wait()
+        await compile_now(link, message)
+
+    monkeypatch.setattr(ZygoteLink, "compile", slowly)
+    engine, workload = make(bench), bench.wasm("hello")
+    await engine.open()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, "_COMPILE_SECONDS_MAX", 0.2)
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match="still being compiled") as caught:
+                    await engine.start(workload)
+                assert caught.value.reason != ENGINE_FAULT
+        through.set()
+        assert (await run(engine, workload)).exit_code == 0
+        assert len(cached(bench)) == 1
+    finally:
+        await engine.close(keep_running=False)

@@ -1,6 +1,7 @@
 """Runs survive agents and fork servers, are never taken for other processes, and leave nothing."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -13,9 +14,13 @@ import pytest
 
 from bacalhau.engines.processes import ProcessId, boot_id, read_stat
 from bacalhau.engines.wasm import WasmEngine, protocol, records
+from bacalhau.engines.wasm import link as link_module
 from bacalhau.engines.wasm.engine import WasmOptions
+from bacalhau.engines.wasm.link import ZygoteLink
 from bacalhau.engines.wasm.records import End, Started
 from bacalhau.system import SystemClock
+from bacalhau_api.errors import TransientError, UnavailableError
+from bacalhau_controllers.runner.guard import ENGINE_FAULT
 from bacalhau_controllers.runner.ports import Engine, Observation, RunPhase, Workload
 from tests.support.engines import Bench, program
 
@@ -428,3 +433,76 @@ async def test_stop_during_a_long_compilation(engine: WasmEngine, bench: Bench) 
     await starting
     seen = await engine.observe(workload.id)
     assert (seen.phase, seen.reason) == (RunPhase.EXITED, "Killed")
+
+
+async def test_a_start_that_was_stopped_on_its_way_to_a_worker_runs_nothing(
+    engine: WasmEngine, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker may find the run only after everybody was told that it is over."""
+    workload = bench.wasm("hello", "--tick", "3600")
+    send = ZygoteLink.start
+
+    async def late(link: ZygoteLink, message: protocol.Start) -> None:
+        records.write_end(Path(message["directory"]), records.stopped_end(1.0))
+        with contextlib.suppress(TransientError):
+            await send(link, message)
+
+    monkeypatch.setattr(ZygoteLink, "start", late)
+    await engine.start(workload)
+    await until(lambda: is_gone(worker(bench, workload.id)))
+    assert not workload.stdout.exists()
+    assert (await engine.observe(workload.id)).message == "stopped"
+
+
+@pytest.mark.parametrize("call", ["stop", "remove"])
+async def test_no_process_is_left_behind_an_end(
+    engine: WasmEngine, bench: Bench, call: str
+) -> None:
+    """The end was written by who thought that there was no worker yet."""
+    workload = bench.wasm("hello", "--tick", "3600")
+    await engine.start(workload)
+    records.write_end(bench.state / "runs" / workload.id, records.stopped_end(1.0))
+    pid = worker(bench, workload.id)
+    assert not is_gone(pid)
+    await (engine.stop(workload.id, 0) if call == "stop" else engine.remove(workload.id))
+    assert is_gone(pid)
+
+
+async def test_a_fork_server_that_hangs_is_told_apart_from_a_refusal(
+    engine: WasmEngine, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its reason the guard knows that the engine is not to be offered for a while."""
+    first = bench.wasm("hello")
+    await engine.start(first)
+    await end(engine, first)
+    server = zygote(bench, first.id)
+    monkeypatch.setattr(link_module, "_START_SECONDS_MAX", 0.5)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with pytest.raises(UnavailableError) as caught:
+            await engine.start(bench.wasm("hello"))
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert caught.value.reason == ENGINE_FAULT
+
+
+@pytest.mark.parametrize("what", ["a directory", "not JSON", "\udcff"])
+async def test_a_spoilt_record_of_an_end_is_none(
+    engine: WasmEngine, bench: Bench, what: str
+) -> None:
+    workload = bench.wasm("hello")
+    await engine.start(workload)
+    await end(engine, workload)
+    pid = worker(bench, workload.id)
+    await until(lambda: read_stat(pid) is None)
+    record = bench.state / "runs" / workload.id / records.EXIT
+    record.unlink()
+    if what == "a directory":
+        record.mkdir()
+    else:
+        record.write_bytes(os.fsencode(what))
+    seen = await engine.observe(workload.id)
+    assert (seen.phase, seen.is_system_fault) == (RunPhase.VANISHED, True)
+    assert list(await engine.list()) == [workload.id]
+    await engine.remove(workload.id)
+    assert not record.exists()

@@ -1,0 +1,21 @@
+"""What `bacalhau serve` does to its own process."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+from bacalhau.serve import _allow_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+_allow_open_files()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(("limits", "becomes"), [((64, 512), "512 512"), ((300, 300), "300 300")])
+def test_more_open_files_than_a_shell_allows(limits: tuple[int, int], becomes: str) -> None:
+    words = [sys.executable, "-c", SCRIPT, *map(str, limits)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == becomes
