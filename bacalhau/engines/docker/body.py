@@ -15,6 +15,7 @@ from bacalhau_controllers.runner.ports import Mount, Workload
 
 LABEL_OWNER = "org.bacalhau.owner"
 LABEL_RUN = "org.bacalhau.run"
+LABEL_BOOT = "org.bacalhau.boot"
 LABEL_GPUS = "org.bacalhau.gpus"
 
 MEMORY_BYTES_MIN = 6 * 1024**2  # less is refused by the engine
@@ -38,7 +39,8 @@ class PortMapping:
 class Place:
     """What the node chose for one container, beside what the job asked for.
 
-    `network` is the engine's network mode; `user` is empty for the image's own; `gpus` are uuids.
+    `network` is the engine's network mode; `user` is empty for the image's own; `gpus` are uuids;
+    `boot` names the machine's present boot.
     """
 
     image: str
@@ -51,6 +53,7 @@ class Place:
     pids_max: int = 1024
     has_init: bool = True
     hosts: tuple[str, ...] = ()
+    boot: str = ""
 
 
 def is_run_id(run: str) -> bool:
@@ -74,7 +77,7 @@ def container_name(owner: str, run: str) -> str:
 
 def create_body(workload: Workload, params: DockerParams, place: Place) -> dict[str, Any]:
     """The request's JSON. Raises TerminalError for what no container can be given."""
-    labels = {LABEL_OWNER: place.owner, LABEL_RUN: workload.id}
+    labels = {LABEL_OWNER: place.owner, LABEL_RUN: workload.id, LABEL_BOOT: place.boot}
     if place.gpus:
         labels[LABEL_GPUS] = ",".join(place.gpus)
     body: dict[str, Any] = {

@@ -52,7 +52,7 @@ class RefusedError(Exception):
         self.message = message
 
 
-class _Lane:
+class Lane:
     """A few threads. A thread that hangs keeps its place, so that only so many ever do."""
 
     def __init__(self, name: str, threads: int) -> None:
@@ -103,8 +103,8 @@ class EngineClient:
         self.host = host
         self._call_seconds = call_seconds
         self._start_seconds = start_seconds
-        self._calls = _Lane("call", _CALL_THREADS)
-        self._starts = _Lane("start", starts_max)
+        self._calls = Lane("call", _CALL_THREADS)
+        self._starts = Lane("start", starts_max)
         self._apis: dict[float, docker.APIClient] = {}
         self._connecting = asyncio.Lock()
         self._version = ""
@@ -234,7 +234,7 @@ class EngineClient:
 
     async def _call(
         self,
-        lane: _Lane,
+        lane: Lane,
         seconds: float,
         extra_seconds: float,
         method: str,

@@ -58,11 +58,12 @@ def vanished(stop: Stop | None, why: str, now: datetime) -> Observation:
 
 @dataclass(frozen=True, slots=True)
 class EngineLife:
-    """Since when the engine runs (seconds since the epoch; 0: not known), and whether containers
-    go on without it (`live-restore`)."""
+    """Since when the engine runs (seconds since the epoch; 0: not known), whether containers go on
+    without it (`live-restore`), and in which boot of the machine."""
 
     began: float = 0.0
     keeps_containers: bool = False
+    boot: str = ""
 
     def cut(self, code: int, started: datetime | None, finished: datetime | None) -> str:
         """Why the engine's own end was this container's end, or '' if it was not.
@@ -79,6 +80,14 @@ class EngineLife:
         if self.keeps_containers and (code != 255 or since > _AFTER_SECONDS):
             return ""
         return "the Docker engine, or the machine, was started again while it ran"
+
+    def outlasted(self, boot: object) -> str:
+        """Why nobody knows whether what a container made in that boot wrote is on the disk, or ''.
+        An end is written down after the results are; the engine's word alone says nothing of them
+        if the power may have failed since."""
+        if not boot or not self.boot or boot == self.boot:
+            return ""
+        return "the machine was started again before its results were known to be on the disk"
 
     def missed(self, started: datetime | None, finished: datetime | None) -> str:
         """What the log of a container may lack, or ''. The engine takes down what containers
@@ -105,7 +114,7 @@ def ended(
     foreign: str = "",
     life: EngineLife = _UNKNOWN,
 ) -> Observation:
-    """How a container ended.
+    """How a container ended; `state` as `Watch.look` gives it.
 
     `foreign` says who else ended it, if it was not the workload and not us: then nobody knows
     whether it was done, as after an end of the engine itself.
@@ -123,12 +132,13 @@ def ended(
 
     if stop is not None and (finished is None or finished.timestamp() >= stop.at):
         return end(stop.reason, stop.message)
-    if state.get("OOMKilled"):
+    outlasted = life.outlasted(state.get("Boot"))
+    if state.get("OOMKilled") and not outlasted:
         if code:
             return end("OutOfMemory", "it needed more memory than it may have")
         return end(message="a process in it was killed, because it needed too much memory")
     foreign = foreign if code else ""
-    if foreign := foreign or life.cut(code, started, finished):
+    if foreign := foreign or life.cut(code, started, finished) or outlasted:
         return Observation(
             RunPhase.VANISHED,
             message=foreign,

@@ -203,7 +203,7 @@ class DockerEngine:
                     parts.networks.forget_bridge()
                     await self._discard(run)
                 raise
-            self._shelf.mark_started(run)
+            self._shelf.mark_started(run, parts.watch.now())
             parts.watch.add(record)
 
     async def observe(self, run: str) -> Observation:
@@ -228,8 +228,11 @@ class DockerEngine:
                 await self._end_strays(parts, run)
             return Observation(RunPhase.ABSENT)
         if record is None:
-            is_over = ends.is_over(state)
-            return ends.ended(state) if is_over else ends.running(state)
+            # Nobody keeps its log or its limits, unless the record can be read another time.
+            if not ends.is_over(state):
+                return ends.running(state)
+            life = await parts.watch.engine_life()
+            return ends.ended(state, self._shelf.stop_of(run), life=life)
         watched = parts.watch.add(record)
         if ends.is_over(state):
             watched.wake.set()
@@ -365,8 +368,10 @@ class DockerEngine:
             record = self._shelf.read(name)
             if self._shelf.end_of(name) is not None:
                 continue
-            if record is None or (name not in containers and not self._shelf.was_started(name)):
+            if name not in containers and (record is None or not self._shelf.was_started(name)):
                 self._shelf.remove(name)
+            elif record is None:
+                logger.warning("Could not read the record of a run", extra={"run": name})
             elif containers.get(name) != "created":
                 if record.network:
                     await parts.networks.adopt(record)

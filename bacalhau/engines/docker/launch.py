@@ -17,6 +17,7 @@ from bacalhau.engines.docker.options import DockerOptions, engine_host, socket_p
 from bacalhau.engines.docker.ports import PortRange, variables
 from bacalhau.engines.docker.records import Record, Shelf
 from bacalhau.engines.docker.users import effective_user, own_results
+from bacalhau.node.machine import boot_id
 from bacalhau_api.errors import BacalhauError, TerminalError, TransientError, UnavailableError
 from bacalhau_api.params import DockerParams
 from bacalhau_api.v1.job import NetworkType
@@ -61,7 +62,6 @@ class Launcher:
         started; TransientError after which it may have been, unless the reason is one of
         NOT_STARTED."""
         record = self._record(workload, image)
-        self._shelf.write(record)
         place, record = await self._place(workload, params, image, record, devices, has_init)
         name = container_name(self._owner, workload.id)
         request = body.create_body(workload, params, place)
@@ -103,6 +103,7 @@ class Launcher:
             stderr_at=_size(workload.stderr),
             timeout_seconds=workload.timeout_seconds,
             image=image.pinned,
+            writes=tuple(str(mount.source) for mount in body.writable(workload.mounts)),
             domains=workload.network.domains,
             leash_noted=str(leash.noted) if leash else "",
             leash_seconds=leash.seconds if leash else 0.0,
@@ -119,8 +120,8 @@ class Launcher:
         devices: gpus.Probe,
         has_init: bool,
     ) -> tuple[Place, Record]:
-        """Choose what the node has to give. The record is written again before anything is made,
-        so that a crash leaves nothing that nobody knows of."""
+        """Choose what the node has to give. The record is written before anything is made, so that
+        a crash leaves nothing that nobody knows of."""
         network = "none"
         env: dict[str, str] = {}
         ports: tuple[PortMapping, ...] = ()
@@ -143,7 +144,7 @@ class Launcher:
                 ports=tuple((p.name, p.host, p.container, p.host_ip) for p in ports),
                 gpus=taken,
             )
-            self._shelf.write(record)
+            await asyncio.to_thread(self._shelf.write, record)
         if record.network:
             network, env = await self._networks.open_http(record)
         env |= variables(ports)
@@ -159,6 +160,7 @@ class Launcher:
             gpus=taken,
             pids_max=self._options.pids_max,
             has_init=has_init,
+            boot=boot_id(),
         ), record
 
     def _held(self) -> tuple[set[int], set[str]]:

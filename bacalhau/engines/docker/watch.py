@@ -7,6 +7,7 @@ enforces the limits of time and output, and writes the end down once the log is 
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from bacalhau.engines.docker import ends
-from bacalhau.engines.docker.body import LABEL_OWNER, LABEL_RUN, container_name
-from bacalhau.engines.docker.client import EngineClient, RefusedError, lines
+from bacalhau.engines.docker.body import LABEL_BOOT, LABEL_OWNER, LABEL_RUN, container_name
+from bacalhau.engines.docker.client import EngineClient, Lane, RefusedError, lines
 from bacalhau.engines.docker.logs import FrameError, LogCopy
 from bacalhau.engines.docker.records import Record, Shelf, Stop
 from bacalhau.engines.logfile import OutputLimitError
+from bacalhau.flush import flush_tree, fsync_path
+from bacalhau.node.machine import boot_id
 from bacalhau_api.errors import BacalhauError, UnavailableError
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.runner.guard import ENGINE_FAULT
-from bacalhau_controllers.runner.ports import Observation
+from bacalhau_controllers.runner.ports import Observation, RunPhase
+from bacalhau_controllers.runner.state import Instant
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +41,10 @@ MISSED_MAX = 3
 UNREAD_MAX = 3
 """How often the log of what has ended may hang before it is given up, so that a result does not hang
 with it."""
+UNKEPT_SECONDS = 20.0
+"""For how long the disk may take no more of the log of what has ended, likewise."""
+FLUSH_SECONDS = 120.0
+_FLUSH_THREADS = 8
 EVENT_SECONDS = 2.0
 _TAIL_BYTES = 512
 _SIGNALS = (137, 143)
@@ -54,6 +62,7 @@ class Watched:
     foreign: str = ""
     is_cut: bool = False
     unread: int = 0  # how often the engine hung when its log was read
+    unkept_since: float | None = None  # the disk took no more of its log, by the monotonic clock
     log_lost: str = ""
     task: "asyncio.Task[None] | None" = None
 
@@ -68,6 +77,7 @@ class Watch:
         self._owner = owner
         self._runs: dict[str, Watched] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._disk = Lane("flush", _FLUSH_THREADS)  # a disk that is busy holds up no calls
         self.life = ends.EngineLife()
         self._breaks = 0  # of the stream of events: how often the engine may have been away
         self._life_at = -1  # after which of them it was looked at last
@@ -87,6 +97,7 @@ class Watch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks, self._runs = [], {}
+        self._disk.close()
 
     def add(self, record: Record) -> Watched:
         """Watch a run, if it is not watched yet."""
@@ -105,9 +116,13 @@ class Watch:
         return self._runs.get(run)
 
     async def look(self, run: str) -> dict[str, Any] | None:
-        """The `State` of a run's container, None if there is none. Raises TransientError."""
+        """The `State` of a run's container, and the boot that it was made in as `Boot`; None if
+        there is none. Raises TransientError."""
         found = await self.inspect(run)
-        return None if found is None else found["State"]
+        if found is None:
+            return None
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        return {**found["State"], "Boot": labels.get(LABEL_BOOT, "")}
 
     async def inspect(self, run: str) -> dict[str, Any] | None:
         """All that the engine says of a run's container, None if there is none. Raises
@@ -133,8 +148,19 @@ class Watch:
         except RefusedError as error:
             raise _unclear("say what it is", error) from error
         began = await self._client.in_thread(self._client.engine_began, "looking at the engine")
-        self.life = ends.EngineLife(began, bool(info.get("LiveRestoreEnabled")))
+        self.life = ends.EngineLife(began, bool(info.get("LiveRestoreEnabled")), boot_id())
         self._life_at = breaks
+
+    async def engine_life(self) -> ends.EngineLife:
+        """The same, if it may be another engine by now: that changes what it means that a container
+        has ended. Raises TransientError."""
+        if self._life_at != self._breaks:
+            await self.look_at_engine()
+        return self.life
+
+    def now(self) -> Instant:
+        """The present moment."""
+        return Instant(wall=self._clock.now(), mono=self._clock.monotonic(), boot=boot_id())
 
     async def listed(self) -> dict[str, str]:
         """The runs that have a container of ours, and its state in one word."""
@@ -224,9 +250,8 @@ class Watch:
                 run.wake.clear()
                 try:
                     state = await self.look(run.record.run)
-                    if self._life_at != self._breaks and state is not None and ends.is_over(state):
-                        # It may be another engine that says so, which changes what it means.
-                        await self.look_at_engine()
+                    if state is not None and ends.is_over(state):
+                        await self.engine_life()
                 except BacalhauError:
                     await self._pause(run, RETRY_SECONDS_MAX)
                     continue
@@ -280,9 +305,13 @@ class Watch:
         limit = run.record.timeout_seconds
         if limit is None:
             return None
-        started = ends.moment(state.get("StartedAt"))
-        lasted = (self._clock.now() - started).total_seconds() if started else 0.0
-        return self._clock.monotonic() + max(0.0, limit - max(0.0, lasted))
+        now = self.now()
+        began = self._shelf.started_at(run.record.run)
+        lasted = began.elapsed(now) if began is not None else None
+        if lasted is None:  # the answer to its start was lost
+            started = ends.moment(state.get("StartedAt"))
+            lasted = (now.wall - started).total_seconds() if started else 0.0
+        return now.mono + max(0.0, limit - max(0.0, lasted))
 
     async def _rest(
         self, run: Watched, follower: "asyncio.Task[None] | None", deadline: float | None
@@ -338,10 +367,17 @@ class Watch:
         finally:
             await self._settle(again)
 
-    @staticmethod
-    def _is_lost(run: Watched, reading: "asyncio.Task[None]") -> bool:
-        """Whether the log itself cannot be read, now or ever: it ends here."""
+    def _is_lost(self, run: Watched, reading: "asyncio.Task[None]") -> bool:
+        """Whether the log itself cannot be read, or kept, now or ever: it ends here."""
         error = reading.exception()
+        if isinstance(error, OSError):
+            now = self._clock.monotonic()
+            if run.unkept_since is None:
+                run.unkept_since = now
+            if now - run.unkept_since < UNKEPT_SECONDS:
+                return False
+            run.log_lost = f"its log could not be kept to its end: {error}"
+            return True
         if isinstance(error, UnavailableError) and error.reason == ENGINE_FAULT:
             run.unread += 1
         is_lost = (
@@ -396,19 +432,34 @@ class Watch:
         await self._write_end(run, ends.vanished(stop, why, self._clock.now()))
 
     async def _write_end(self, run: Watched, end: Observation) -> None:
-        while True:
-            try:
-                self._shelf.write_end(run.record.run, end)
-                break
-            except OSError as error:
-                logger.warning("Could not write down an end", extra={"error": str(error)})
-                await self._clock.sleep(RETRY_SECONDS_MAX)
+        write = functools.partial(_keep, self._shelf, run.record, end)
+        try:
+            await self._disk.run(write, "writing down its end", FLUSH_SECONDS)
+        except (OSError, UnavailableError) as error:
+            # It is known all the same; the next agent asks the engine once more, and after a reboot
+            # doubts it (`EngineLife.outlasted`).
+            self._shelf.remember_end(run.record.run, end)
+            logger.warning(
+                "Could not write down an end",
+                extra={"run": run.record.run, "error": str(error)},
+            )
         if self.on_end is not None:
             await self.on_end(run.record)
 
 
 def _unclear(what: str, error: RefusedError) -> BacalhauError:
     return UnavailableError(f"the Docker engine could not {what}: {error}")
+
+
+def _keep(shelf: Shelf, record: Record, end: Observation) -> None:
+    """Write an end down, once what the run wrote is on the disk: it speaks for that, too."""
+    if end.phase is RunPhase.EXITED:
+        for path in map(Path, (*record.writes, record.stdout, record.stderr, record.log_index)):
+            if path.is_dir():
+                flush_tree(path)
+            elif path.exists():
+                fsync_path(path)
+    shelf.write_end(record.run, end)
 
 
 def _tail(path: Path) -> str:

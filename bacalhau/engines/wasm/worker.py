@@ -29,7 +29,7 @@ from bacalhau.engines.processes import ProcessId
 from bacalhau.engines.wasm import protocol, records
 from bacalhau.engines.wasm.records import End
 from bacalhau.engines.wasm.runtime import make_engine
-from bacalhau.flush import sync_file_system
+from bacalhau.flush import flush_tree
 
 OVERHEAD_BYTES = 256 * 1024 * 1024  # of private memory beside the guest's own
 OPEN_FILES_MAX = 1024
@@ -402,10 +402,10 @@ class _Run:
         return end
 
     def _sync_files(self) -> None:
-        """Flush the file systems that the guest could write to."""
-        hosts = [Path(p["host"]) for p in self._job["preopens"] if p["writable"]]
-        for host in {host.stat().st_dev: host for host in hosts}.values():
-            sync_file_system(host)
+        """Flush what the guest could write to."""
+        for preopen in self._job["preopens"]:
+            if preopen["writable"]:
+                flush_tree(Path(preopen["host"]))
 
     def _record(self, end: End) -> None:
         while True:

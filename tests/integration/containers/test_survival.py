@@ -192,6 +192,22 @@ async def test_an_engine_that_takes_its_containers_along(mortal_lab: Lab, how: s
     assert (await asyncio.wait_for(engine.wait(again.id), SECONDS_MAX)).exit_code == 0
 
 
+async def test_what_an_engine_took_along_is_interrupted_also_if_its_record_is_spoilt(
+    mortal_lab: Lab,
+) -> None:
+    lab = mortal_lab
+    engine = await lab.open()
+    workload = lab.workload("sleep 3600")
+    await engine.start(workload)
+    await engine.close(keep_running=True)
+    (lab.bench.state / "runs" / workload.id / "run.json").write_text("")
+    await asyncio.to_thread(lab.dockerd.kill)
+    await asyncio.to_thread(lab.dockerd.start)
+    second = await lab.open()
+    seen = await ended(second, workload.id)
+    assert (seen.phase, seen.is_system_fault) == (RunPhase.VANISHED, True)
+
+
 async def test_an_engine_that_stands_still_for_a_while(mortal_lab: Lab) -> None:
     """It answers nobody, then goes on: nothing is lost, nothing is taken for ended."""
     lab = mortal_lab

@@ -1,5 +1,6 @@
 """The docker engine's pure parts: what a container is to be, what its end means, and the rest."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bacalhau_api.errors import InvalidError, TerminalError, TransientError
 from bacalhau_api.params import DockerParams
 from bacalhau_api.v1.job import Network, NetworkType, Port, Resources
 from bacalhau_controllers.runner.ports import Observation, RunPhase
+from bacalhau_controllers.runner.state import Instant
 from tests.support.engines import Bench
 
 MIB = 1024 * 1024
@@ -134,6 +136,17 @@ def test_what_an_engine_took_along(
     assert (seen.phase is RunPhase.VANISHED) is is_cut
 
 
+@pytest.mark.parametrize(("boot", "is_cut"), [("second", False), ("first", True), ("", False)])
+@pytest.mark.parametrize("more", [{}, {"OOMKilled": True}])
+def test_an_end_before_a_reboot(boot: str, more: dict[str, Any], is_cut: bool) -> None:
+    """Nobody knows whether what it wrote got to the disk. An older node's containers have no boot."""
+    life = ends.EngineLife(BEGAN.timestamp(), boot="second")
+    seen = ends.ended(state(0, Boot=boot, **more), life=life)
+    assert (seen.phase is RunPhase.VANISHED, seen.is_system_fault) == (is_cut, is_cut)
+    stop = Stop("Killed", "stopped", BEGAN.timestamp())
+    assert ends.ended(state(137, Boot=boot, **more), stop, life=life).reason == "Killed"
+
+
 def test_a_start_that_was_cut_off_by_the_engines_death() -> None:
     """The next engine runs it on, and says afterwards that it was never started."""
     zero = "0001-01-01T00:00:00Z"
@@ -201,8 +214,9 @@ def test_records_survive_and_the_first_end_stands(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "runs")
     shelf.open()
     record = Record(
-        "r.0", "out", "err", "log", 10, ports=(("web", 1, 2, ""),), domains=("a.b",), gpus=("G",)
-    )
+        "r.0", "out", "err", "log", 10,
+        writes=("/a", "/b"), ports=(("web", 1, 2, ""),), domains=("a.b",), gpus=("G",),
+    )  # fmt: skip
     shelf.write(record)
     assert Shelf(shelf.root).read("r.0") == record
     end = Observation(RunPhase.EXITED, 3, started_at=BEGAN, finished_at=BEGAN)
@@ -212,11 +226,38 @@ def test_records_survive_and_the_first_end_stands(tmp_path: Path) -> None:
     shelf.mark_stop("r.0", Stop("Timeout", "late", 1.0))
     shelf.mark_stop("r.0", Stop("Killed", "stopped", 2.0))
     assert Shelf(shelf.root).stop_of("r.0") == Stop("Timeout", "late", 1.0)
+    assert (shelf.was_started("r.0"), shelf.started_at("r.0")) == (False, None)
+    at = Instant(wall=BEGAN, mono=12.5, boot="b")
+    shelf.mark_started("r.0", at)
+    assert (shelf.was_started("r.0"), shelf.started_at("r.0")) == (True, at)
+    (shelf.root / "r.0" / "started").write_text("")
+    assert (shelf.was_started("r.0"), shelf.started_at("r.0")) == (True, None)
     (shelf.root / "r.0" / "run.json").write_text("{torn")
     assert Shelf(shelf.root).read("r.0") is None
     shelf.remove("r.0")
     assert shelf.names() == []
     assert shelf.end_of("r.0") is None
+
+
+def test_records_and_ends_are_on_the_disk_once_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file before it has its name, then the names."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    shelf = Shelf(tmp_path / "runs")
+    shelf.open()
+    shelf.write(Record("r.0", "out", "err", "log", 10))
+    assert flushed == ["run.json.new", "r.0", "runs"]
+    flushed.clear()
+    shelf.write_end("r.0", Observation(RunPhase.EXITED, 3))
+    assert flushed == ["end.json.new", "r.0"]
 
 
 def test_ports_of_a_range() -> None:

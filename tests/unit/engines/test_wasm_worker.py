@@ -13,7 +13,7 @@ END = End(0, 1.0)
 
 
 def at_its_end(tmp_path: Path, *, is_over: bool) -> worker._Run:
-    """A run that had two directories to write to, on one file system, and one to read."""
+    """A run that had two directories to write to, and one to read."""
     preopens = []
     for name in ("out", "scratch", "in"):
         (tmp_path / name).mkdir()
@@ -31,9 +31,10 @@ def test_what_the_guest_wrote_is_on_the_disk_before_its_end_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_over: bool
 ) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr(worker, "sync_file_system", flushed.append)
+    monkeypatch.setattr(worker, "flush_tree", flushed.append)
     assert at_its_end(tmp_path, is_over=is_over)._with_synced_output(END) is END
-    assert len(flushed) == (1 if is_over else 0), "one that is cut off is ended at once"
+    wanted = [tmp_path / "out", tmp_path / "scratch"]
+    assert flushed == (wanted if is_over else []), "one that is cut off is ended at once"
 
 
 def test_a_result_that_cannot_be_flushed_is_none(
@@ -42,6 +43,6 @@ def test_a_result_that_cannot_be_flushed_is_none(
     def fail(path: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(worker, "sync_file_system", fail)
+    monkeypatch.setattr(worker, "flush_tree", fail)
     end = at_its_end(tmp_path, is_over=True)._with_synced_output(END)
     assert (end.reason, end.is_system_fault) == ("EngineFault", True)
