@@ -8,18 +8,21 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
+from bacalhau.nats.keys import check_public_key
 from bacalhau_api.errors import ConflictError, ForbiddenError, InvalidError, Problem
 from bacalhau_api.meta import ObjectMeta, Ref, check_name
 from bacalhau_api.v1.node import Membership, Node, NodeSpec
 from bacalhau_api.v1.token import JoinToken, JoinTokenSpec
+from bacalhau_controllers.cache import Cache
 from bacalhau_controllers.contract import Clock, Ids
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Delete, Put, Why
 
 TOKEN_PREFIX = "bjt-"
 TOKEN_TTL_SECONDS = 3600
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Enrolment:
         self._ids = ids
         self.nats_url = nats_url
         self._require_approval = require_approval
-        self.on_joined: Callable[[], Awaitable[None]] = _nothing
+        self.on_joined: Callable[[], Awaitable[object]] = _nothing
         """Called after a node was enrolled, before it is told so: lets it sign in."""
 
     async def create_token(
@@ -74,7 +77,8 @@ class Enrolment:
         return token
 
     async def join(self, token: str, node: str, public_key: str) -> JoinReply:
-        """Enrol a node. Raises ForbiddenError for a bad token, ConflictError for a taken name.
+        """Enrol a node. Raises ForbiddenError for a bad token, ConflictError for a taken name,
+        InvalidError for a key that is bad or another node's.
 
         Joining again with the same key is harmless and needs no token: the key is the identity.
         """
@@ -101,6 +105,9 @@ class Enrolment:
                 "the join token is not valid: unknown, used, expired, or for another node",
                 hint="make a new one on the orchestrator: bacalhau node token",
             )
+        if other := self._other_owner(node, public_key):
+            problem = Problem("publicKey", f"is the key of node {other} already", public_key)
+            raise InvalidError([problem], hint="join under that name, or with another --data-dir")
         created = self.new_node(node, public_key, is_approved=not self._require_approval)
         try:
             await self._state.commit(
@@ -114,6 +121,11 @@ class Enrolment:
 
     async def ensure(self, node: str, public_key: str) -> None:
         """Enrol the node that lives in the orchestrator's own process, without a token."""
+        if other := self._other_owner(node, public_key):
+            raise InvalidError(
+                [Problem("--name", f"this data directory belongs to node {other}", node)],
+                hint="give that name, or another --data-dir",
+            )
         ref = Ref("Node", "", node)
         existing = await self._state.store.get(ref)
         if isinstance(existing, Node):
@@ -140,6 +152,13 @@ class Enrolment:
         )
         return Node(metadata=meta, spec=NodeSpec(membership=membership, public_key=public_key))
 
+    def _other_owner(self, node: str, public_key: str) -> str:
+        """The name of another node to which the key belongs; empty if there is none."""
+        for owner in nodes_by_age(self._state.cache):
+            if owner.spec.public_key == public_key:
+                return owner.name if owner.name != node else ""
+        return ""
+
     def _reply(self, node: Node) -> JoinReply:
         is_approved = node.spec.membership is Membership.APPROVED
         return JoinReply(node=node.name, nats_url=self.nats_url, is_approved=is_approved)
@@ -155,6 +174,13 @@ class Enrolment:
             )
 
 
+def nodes_by_age(cache: Cache) -> list[Node]:
+    """All nodes, the oldest first. A key that several came by (two joined at once through two
+    orchestrators) belongs to the first of them."""
+    nodes = [node for node in cache.list("Node") if isinstance(node, Node)]
+    return sorted(nodes, key=lambda node: (node.metadata.creation_timestamp or _NEVER, node.name))
+
+
 async def _nothing() -> None:
     """Nobody needs to know."""
 
@@ -167,7 +193,8 @@ def _check_node_name(name: str) -> None:
 
 
 def _check_public_key(key: str) -> None:
-    if len(key) != 56 or not key.startswith("U") or not key.isalnum():
-        raise InvalidError(
-            [Problem("publicKey", "is not an NKey user key", repr(key)[:80], "it begins with U")]
-        )
+    try:
+        check_public_key(key)
+    except ValueError as error:
+        hint = "send the one that belongs to the node's seed"
+        raise InvalidError([Problem("publicKey", str(error), repr(key)[:80], hint)]) from error

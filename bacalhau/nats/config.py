@@ -7,7 +7,7 @@ replies are not checked, so a node could have the server itself write its data u
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -90,8 +90,8 @@ class Runtime:
 
 
 def render_config(settings: NatsSettings, runtime: Runtime, nodes: Sequence[NodeUser] = ()) -> str:
-    """The server's configuration file (JSON, which it reads). Raises InvalidError for a bad or
-    doubled key or name, since the server would refuse the file as a whole."""
+    """The server's configuration file (JSON, which it reads). Raises InvalidError unless the nodes
+    are what `sift_nodes` leaves."""
     jetstream: dict[str, Any] = {
         "store_dir": str(settings.store_dir),
         "sync_interval": RELAXED_SYNC if settings.relaxed else "always",
@@ -124,7 +124,33 @@ def render_config(settings: NatsSettings, runtime: Runtime, nodes: Sequence[Node
     return json.dumps(config, indent=1)
 
 
+def sift_nodes(nodes: Iterable[NodeUser], runtime: Runtime) -> tuple[list[NodeUser], list[Problem]]:
+    """Those that may sign in, and what is wrong with the others: for one bad key, or one that two
+    users share, the server would refuse the file as a whole. Of such two the first is left."""
+    names: set[str] = set()
+    keys = {runtime.controller_key: "the controllers", runtime.system_key: "the system account"}
+    good: list[NodeUser] = []
+    problems: list[Problem] = []
+    for node in nodes:
+        try:
+            check_public_key(node.public_key)
+            if node.name in names:
+                raise ValueError("is the second one of that name")
+            if (other := keys.get(node.public_key)) is not None:
+                raise ValueError(f"is the key of {other} already")
+        except ValueError as error:
+            problems.append(Problem(f"node {node.name}: publicKey", str(error), node.public_key))
+            continue
+        names.add(node.name)
+        keys[node.public_key] = f"node {node.name}"
+        good.append(node)
+    return good, problems
+
+
 def _accounts(runtime: Runtime, nodes: Sequence[NodeUser]) -> dict[str, Any]:
+    good, problems = sift_nodes(nodes, runtime)
+    if problems:
+        raise InvalidError(problems)
     return {
         "SYS": {"users": [{"nkey": runtime.system_key}]},
         "CP": {
@@ -134,40 +160,22 @@ def _accounts(runtime: Runtime, nodes: Sequence[NodeUser]) -> dict[str, Any]:
             "imports": [{"service": {"account": NODES_ACCOUNT, "subject": ALL_READS}}],
         },
         NODES_ACCOUNT: {
-            "users": _node_users(nodes),
+            "users": [_node_user(node) for node in good],
             "exports": [{"service": ALL_READS}],
             "imports": [{"service": {"account": "CP", "subject": ALL_REQUESTS}}],
         },
     }
 
 
-def _node_users(nodes: Sequence[NodeUser]) -> list[dict[str, Any]]:
-    names: dict[str, str] = {}
-    keys: dict[str, str] = {}
-    for node in nodes:
-        try:
-            check_public_key(node.public_key)
-        except ValueError as error:
-            raise InvalidError(
-                [Problem(f"node {node.name}: publicKey", str(error), node.public_key)]
-            ) from error
-        if node.public_key in keys or node.name in names:
-            other = keys.get(node.public_key, node.name)
-            raise InvalidError(
-                [Problem("nodes", f"{node.name} and {other} share a name or a public key")]
-            )
-        keys[node.public_key] = names[node.name] = node.name
-    return [
-        {
-            "nkey": node.public_key,
-            "permissions": {
-                "publish": [node_subject(node.name, ">")],
-                "subscribe": [agent_subject(node.name, ">"), f"{node_inbox(node.name)}.>"],
-                "allow_responses": {"max": 1, "expires": _RESPONSE_WINDOW},
-            },
-        }
-        for node in nodes
-    ]
+def _node_user(node: NodeUser) -> dict[str, Any]:
+    return {
+        "nkey": node.public_key,
+        "permissions": {
+            "publish": [node_subject(node.name, ">")],
+            "subscribe": [agent_subject(node.name, ">"), f"{node_inbox(node.name)}.>"],
+            "allow_responses": {"max": 1, "expires": _RESPONSE_WINDOW},
+        },
+    }
 
 
 def _tls(files: TlsFiles) -> dict[str, Any]:

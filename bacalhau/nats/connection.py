@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 SERVER_VERSION_MIN: Final = (2, 14)
 """Atomic batches with expectations, per-message TTLs in them, and the fixes of 2.14 are needed."""
 
+SUBJECT_BYTES_MAX: Final = 2048
+"""For a line of the protocol of more than 4096 bytes, which is a subject, where to reply, and
+sizes, the server hangs up on everything that shares the connection."""
+
 _RECONNECT_SECONDS = 0.2
 _CONNECT_SECONDS = 2
 _CLOSE_SECONDS = 0.5
@@ -143,6 +147,13 @@ def _options(
 
 async def _ignore_error(error: Exception) -> None:
     logger.debug("NATS client reported an error", extra={"error": repr(error)})
+
+
+def _check_subject(subject: str) -> None:
+    size = len(subject.encode())
+    if size > SUBJECT_BYTES_MAX:
+        message = f"is too long for NATS: {size} bytes, at most {SUBJECT_BYTES_MAX} are allowed"
+        raise InvalidError([Problem("subject", message, subject[:80] + "…", "use shorter names")])
 
 
 def _unreachable(url: str | Sequence[str], error: BaseException | None) -> UnavailableError:
@@ -328,6 +339,7 @@ class Connection:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """See Transport."""
+        _check_subject(subject)
         client = self._client
         if client is None or not self._connected.is_set():
             raise _unreachable(self._urls, self._last_error)
@@ -365,6 +377,7 @@ class Connection:
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> _Subscription:
         """See Transport."""
+        _check_subject(subject)
         subscription = _Subscription(self, subject, handler, queue)
         self._subscriptions[subscription] = None
         if self._client is not None and self._connected.is_set():

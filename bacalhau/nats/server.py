@@ -25,6 +25,7 @@ from bacalhau.nats.config import (
     Runtime,
     TlsFiles,
     render_config,
+    sift_nodes,
 )
 from bacalhau.nats.connection import Credentials
 from bacalhau.nats.keys import load_or_make_seed, public_key, write_private
@@ -170,21 +171,29 @@ class EmbeddedNats:
             await http.aclose()
         self._lock.release()
 
-    async def set_nodes(self, nodes: Sequence[NodeUser]) -> None:
+    async def supervised(self) -> None:
+        """Lasts for as long as the server is kept running, and raises what put an end to that."""
+        assert self._supervisor is not None
+        await asyncio.shield(self._supervisor)
+
+    async def set_nodes(self, nodes: Sequence[NodeUser]) -> tuple[NodeUser, ...]:
         """Say which nodes may sign in. Those that stay keep their connections, those left out are
         cut off. In force when it returns, or with the next start if the server is down just now.
 
-        Raises InvalidError (nothing changes), UnavailableError if the server did not take it.
+        Returns those that may. One whose key is bad is left out and logged; of two with one key,
+        the first may. Raises UnavailableError if the server did not take it.
         """
         async with self._reloading:
-            text = render_config(self._settings, self._running, nodes)
-            self._nodes = tuple(nodes)
+            good, problems = sift_nodes(nodes, self._running)
+            for problem in problems:
+                logger.error("Node cannot sign in", extra={"problem": str(problem)})
+            self._nodes = tuple(good)
             process = self._process
             if process is None or not self.is_running:
-                write_private(self._config_file, text)
-                return
+                self._write_config()
+                return self._nodes
             before = await self._loaded_at()
-            write_private(self._config_file, text)
+            self._write_config()
             process.send(signal.SIGHUP)
             try:
                 async with asyncio.timeout(_RELOAD_SECONDS):
@@ -193,6 +202,7 @@ class EmbeddedNats:
                 raise UnavailableError(
                     f"the NATS server did not take its new configuration: {self._log_tail()}"
                 ) from None
+            return self._nodes
 
     @property
     def _running(self) -> Runtime:
@@ -221,22 +231,32 @@ class EmbeddedNats:
 
     async def _launch(self) -> None:
         """Start the program, wait until it is ready, and verify what it says of itself."""
-        write_private(self._config_file, render_config(self._settings, self._running, self._nodes))
+        self._write_config()
         process = ServerProcess(
             [self._binary, "-c", self._config_file],
             environment={**os.environ, "GOMEMLIMIT": str(_memory_limit())},
             output=self._output_file,
             inherited=[self._lock.handle],
         )
-        self._process = process
         try:
             self._pid = await process.start()
+            self._process = process
             self._lock.note(self._pid)
             await self._until_ready(process)
             self._verify(await self._ask("/varz"))
         except BaseException:
             await process.stop(_STOP_SECONDS)
             raise
+
+    def _write_config(self) -> None:
+        text = render_config(self._settings, self._running, self._nodes)
+        try:
+            write_private(self._config_file, text)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot write {self._config_file}: {error}",
+                hint="is the disk full, or the data directory not writable?",
+            ) from error
 
     async def _until_ready(self, process: ServerProcess) -> None:
         seconds = self._settings.start_seconds_max
@@ -306,8 +326,8 @@ class EmbeddedNats:
             self.restarts += 1
             try:
                 await self._launch()
-            except (UnavailableError, TerminalError, httpx.HTTPError) as error:
-                logger.error("Failed to start the NATS server", extra={"error": str(error)})
+            except Exception as error:  # noqa: BLE001 a full disk, or whatever it is, may pass
+                logger.error("Failed to start the NATS server", extra={"error": repr(error)})
 
     async def _watch_over(self, process: ServerProcess) -> None:
         """Return when the server has ended, or has been unwell for too long: an I/O error freezes

@@ -60,7 +60,8 @@ class Transport(Protocol):
         reply: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send, without waiting. Raises UnavailableError at once while not connected."""
+        """Send, without waiting. Raises UnavailableError at once while not connected, and
+        InvalidError for a subject that is too long for the server, as `request` and `subscribe`."""
         ...
 
     async def request(

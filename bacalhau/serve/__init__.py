@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 OPEN_FILES = 65536
 
+NAME_FILE = "name"
+
 LOCK_SECONDS = 3.0
 """For an earlier process on the same data to be gone, as in a restart."""
 
@@ -91,6 +93,7 @@ async def _serve(settings: ServeSettings) -> int:
             name = node_name(settings)
             compute = Compute(settings, name, clock, ids, enrolment, fail)
             await parts.enter_async_context(compute)
+            _keep_name(settings, name)
             address |= {"node": name}
         parts.enter_context(_announced(settings.data_dir / ADDRESS_FILE, address))
         logger.info("Bacalhau is ready", extra=address)
@@ -102,9 +105,8 @@ async def _serve(settings: ServeSettings) -> int:
 
 
 def node_name(settings: ServeSettings) -> str:
-    """The node's name: as given, else as last time, else the host's. Kept in the data directory,
-    because a name that changes with the network makes a new node each time."""
-    kept = settings.data_dir / "name"
+    """The node's name: as given, else as last time, else the host's."""
+    kept = settings.data_dir / NAME_FILE
     name = settings.name
     if not name:
         name = kept.read_text().strip() if kept.exists() else socket.gethostname().split(".")[0]
@@ -113,9 +115,18 @@ def node_name(settings: ServeSettings) -> str:
     except ValueError as error:
         problem = Problem("--name", str(error), repr(name)[:80])
         raise InvalidError([problem], hint="give the node a name: --name NAME") from error
-    if not kept.exists() or kept.read_text().strip() != name:
-        kept.write_text(name + "\n")
     return name
+
+
+def _keep_name(settings: ServeSettings, name: str) -> None:
+    """A name that changes with the network would make a new node each time. Kept once the node runs
+    under it: one that was refused is not to stand in the way of the right one."""
+    kept = settings.data_dir / NAME_FILE
+    try:
+        if not kept.exists() or kept.read_text().strip() != name:
+            kept.write_text(name + "\n")
+    except OSError as error:
+        logger.warning("Failed to keep the node's name", extra={"error": str(error), "node": name})
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from bacalhau.enrolment import Enrolment
+from bacalhau.enrolment import Enrolment, nodes_by_age
 from bacalhau.gitops.watched import run_sources
 from bacalhau.nats.connection import Connection, Credentials
 from bacalhau.nats.departures import Departures
@@ -52,6 +52,7 @@ from bacalhau_controllers.waitages import WaitAges
 logger = logging.getLogger(__name__)
 
 SYNC_TIMEOUT_SECONDS = 60.0
+USERS_RETRY_SECONDS = 1.0
 
 
 class Orchestrator:
@@ -238,6 +239,7 @@ class Orchestrator:
             )
             await self._embedded.start()
             parts.push_async_callback(self._embedded.stop)
+            self._beside(parts, "nats", self._embedded.supervised())
             self.nats_url = self._embedded.node_url
             connection = Connection(
                 self._embedded.url, self._embedded.credentials, name="orchestrator"
@@ -254,7 +256,7 @@ class _NodeUsers:
         self._server = server
         self._cache = cache
         self._changed = asyncio.Event()
-        self._applied: frozenset[NodeUser] | None = None
+        self._applied: list[NodeUser] | None = None
         self._lock = asyncio.Lock()
         self._names: dict[str, str] = {}
         cache.observe(self._on_change)
@@ -274,23 +276,23 @@ class _NodeUsers:
         """Apply each change, for ever."""
         while True:
             await self._changed.wait()
+            if not await self.apply():
+                await asyncio.sleep(USERS_RETRY_SECONDS)
+
+    async def apply(self) -> bool:
+        """Tell the server who may connect now. False if it did not take that: `run` tries again."""
+        async with self._lock:
             self._changed.clear()
+            nodes = [node for node in nodes_by_age(self._cache) if node.spec.public_key]
+            wanted = [NodeUser(node.name, node.spec.public_key) for node in nodes]
+            if wanted == self._applied:
+                return True
             try:
-                await self.apply()
+                users = await self._server.set_nodes(wanted)
             except BacalhauError as error:
                 logger.error("Failed to set node users", extra={"error": error.message})
                 self._changed.set()
-                await asyncio.sleep(1.0)
-
-    async def apply(self) -> None:
-        """Tell the server who may connect now."""
-        async with self._lock:
-            wanted = frozenset(
-                NodeUser(node.name, node.spec.public_key)
-                for node in self._cache.list("Node")
-                if isinstance(node, Node) and node.spec.public_key
-            )
-            if wanted != self._applied:
-                await self._server.set_nodes(sorted(wanted, key=lambda user: user.name))
-                self._applied = wanted
-                self._names = {user.public_key: user.name for user in wanted}
+                return False
+            self._applied = wanted
+            self._names = {user.public_key: user.name for user in users}
+            return True

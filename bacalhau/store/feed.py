@@ -64,6 +64,8 @@ class Feed:
         self._lost = ""
         self._subscription: Subscription | None = None
         self._unlisten = self._transport.listen(self._connection_changed)
+        self.idle_at = 0.0
+        """When the server last said that it had delivered everything (Unix time, by our clock)."""
 
     @property
     def is_current(self) -> bool:
@@ -170,6 +172,8 @@ class Feed:
         last = headers.get("Nats-Last-Consumer")
         if last is not None and int(last) != self._delivered:
             self._set_lost("messages were missed")
+        elif last is not None and not owed:
+            self.idle_at = time.time()
 
     def _connection_changed(self, is_connected: bool) -> None:
         if not is_connected:

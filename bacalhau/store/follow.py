@@ -30,16 +30,41 @@ _ITEMS_PER_TURN = 64
 Item = Delivery | Restarted | Synced
 
 
+class Current:
+    """When the watches of a store last missed nothing, for those that begin where one has been."""
+
+    def __init__(self) -> None:
+        self._cursor = Cursor("", 0)
+        self._moment = 0.0
+
+    def note(self, cursor: Cursor, moment: float) -> None:
+        """At that moment (Unix time) nothing was stored beyond the cursor."""
+        if moment >= self._moment:
+            self._cursor, self._moment = cursor, moment
+
+    def moment_of(self, cursor: Cursor) -> float:
+        """The latest moment at which surely nothing was stored beyond the cursor; else 0."""
+        known = self._cursor
+        is_known = known.epoch == cursor.epoch and known.revision <= cursor.revision
+        return self._moment if is_known else 0.0
+
+
 class Follow(AsyncIterator[Item]):
     """All messages under `subjects`, one by one; Synced once everything there was came.
 
     `tombstone_seconds` is how long removals can be seen: a position older than that cannot be
     continued. `is_listing` and `floor` say whether a delivery belongs to a first list, in which
-    tombstones at or below `floor` tell of nothing that was delivered.
+    tombstones at or below `floor` tell of nothing that was delivered. `current` is shared with
+    other watches of the same subjects.
     """
 
     def __init__(
-        self, stream: Stream, subjects: str, since: Cursor | None, tombstone_seconds: float
+        self,
+        stream: Stream,
+        subjects: str,
+        since: Cursor | None,
+        tombstone_seconds: float,
+        current: Current | None = None,
     ) -> None:
         self._stream = stream
         self._subjects = subjects
@@ -48,6 +73,10 @@ class Follow(AsyncIterator[Item]):
         self._epoch: str | None = None
         self._position = 0
         self._position_time: datetime | None = None
+        self._current = current or Current()
+        # When no removal was missing up to the position: in Unix time, by which the server counts
+        # the time of tombstones, too, and which also passes while the machine sleeps.
+        self._current_at = 0.0
         self._is_synced = False
         self._ready: deque[Item] = deque()
         self._feed: Feed | None = None
@@ -80,6 +109,9 @@ class Follow(AsyncIterator[Item]):
             else:
                 delivered = await self._feed.read()
                 self._take(delivered)
+                if self._feed.idle_at > self._current_at:
+                    self._current_at = self._feed.idle_at
+                    self._current.note(self._cursor(), self._current_at)
                 self._pause = 0.0
                 # Silence: what the server still had to deliver may have expired.
                 if not (delivered or self._is_synced) and self._position >= await self._newest():
@@ -92,7 +124,11 @@ class Follow(AsyncIterator[Item]):
 
     def _set_synced(self) -> None:
         self._is_synced = True
-        self._ready.append(Synced(Cursor(self._epoch or "", self._position)))
+        self._ready.append(Synced(self._cursor()))
+        self._current.note(self._cursor(), self._current_at)
+
+    def _cursor(self) -> Cursor:
+        return Cursor(self._epoch or "", self._position)
 
     def _take(self, delivered: Sequence[Delivery]) -> None:
         if delivered:
@@ -108,6 +144,7 @@ class Follow(AsyncIterator[Item]):
         info = await self._stream.info()
         if self._epoch is None and self._since is not None:
             self._epoch, self._position = self._since.epoch, self._since.revision
+            self._current_at = self._current.moment_of(self._since)
         if self._epoch is None:
             self._start_list(info)
         elif not await self._can_continue(info):
@@ -135,6 +172,7 @@ class Follow(AsyncIterator[Item]):
         self._epoch = info.created
         self._position = 0
         self._position_time = None
+        self._current_at = time.time()
         self._is_synced = False
         self.floor = info.sequence_last
         self.is_listing = True
@@ -143,13 +181,15 @@ class Follow(AsyncIterator[Item]):
         """Whether nothing was lost between the position and now.
 
         A stream of the same name that is another one, or shorter, delivers nothing without any
-        error. Tombstones that expired are gone without a trace, so the position must not be older
-        than they are kept. When its message was stored is known if it came here; else of its age we
-        know only which messages are younger.
+        error. Tombstones that expired are gone without a trace, so it must not be longer ago than
+        they are kept that nothing was missing. When that was is known of where a watch of this
+        store has been; of another position we know only which messages are younger.
         """
         if info.created != self._epoch or self._position > info.sequence_last:
             return False
-        if self._position >= await self._newest():
+        if self._position == info.sequence_last:
+            return True  # nothing was written since, so nothing was removed
+        if time.time() - self._current_at < self._tombstones.total_seconds():
             return True
         stored_at = self._position_time
         if stored_at is not None and info.now - stored_at < self._tombstones:

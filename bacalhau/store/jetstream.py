@@ -29,7 +29,7 @@ from bacalhau.store.codec import (
 )
 from bacalhau.store.committer import Committer
 from bacalhau.store.feed import Delivery
-from bacalhau.store.follow import Follow, Item
+from bacalhau.store.follow import Current, Follow, Item
 from bacalhau.store.history import without_unhappened
 from bacalhau.store.lease import Leases
 from bacalhau.store.pending import Change, conflict, fenced, revision_of
@@ -113,6 +113,7 @@ class JetStreamStore:
         )
         self._leases = Leases(self._stream, clock, ids, tip)
         self._written = _Written()
+        self._current = Current()
 
     async def open(self) -> StreamInfo:
         """Create or adapt the stream. Raises UnavailableError, InvalidError."""
@@ -174,7 +175,9 @@ class JetStreamStore:
     @asynccontextmanager
     async def watch(self, since: Cursor | None = None) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """See Store.watch."""
-        async with Follow(self._stream, ALL_OBJECTS, since, self._tombstone_seconds) as follow:
+        async with Follow(
+            self._stream, ALL_OBJECTS, since, self._tombstone_seconds, self._current
+        ) as follow:
             yield _Events(follow, self._written)
 
     async def history(

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from bacalhau import serve
+from bacalhau.settings import ServeSettings
 
 SCRIPT = """
 import resource, sys
@@ -19,3 +23,13 @@ def test_more_open_files_than_a_shell_allows(limits: tuple[int, int], becomes: s
     words = [sys.executable, "-c", SCRIPT, *map(str, limits)]
     done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == becomes
+
+
+def test_a_name_that_was_refused_is_not_kept(tmp_path: Path) -> None:
+    """It would stand in the way of the right one."""
+    settings = ServeSettings(data_dir=tmp_path, name="beta")
+    assert serve.node_name(settings) == "beta"
+    unnamed = ServeSettings(data_dir=tmp_path)
+    assert serve.node_name(unnamed) != "beta"
+    serve._keep_name(settings, "beta")
+    assert serve.node_name(unnamed) == "beta"

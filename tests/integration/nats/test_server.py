@@ -1,6 +1,7 @@
 """The embedded server: started, verified, locked, tied to its parent, supervised."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from tests.support.nats import (
     WAIT_SECONDS,
     crash,
     eventually,
+    kill,
     open_connection,
     open_store,
     running_server,
@@ -168,6 +170,59 @@ async def test_a_frozen_server_is_replaced(tmp_path: Path, monkeypatch: pytest.M
         await gone(frozen)
         await create(store, node("n"))
         assert server.pid != frozen
+
+
+async def test_a_full_disk_does_not_end_the_supervision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    def full(path: Path, text: str) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with running_server(tmp_path) as running, open_store(running) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "write_private", full)
+            kill(running)
+            await eventually(lambda: tries >= 2, "the second try")
+            with pytest.raises(UnavailableError, match="No space left"):
+                await running.set_nodes([])
+        await create(store, node("n"))
+    assert "Failed to start the NATS server" in caplog.text
+
+
+async def test_whatever_fails_a_start_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def no_thread(self: threading.Thread) -> None:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("can't start new thread")
+
+    async with running_server(tmp_path) as running, open_connection(running) as connection:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            kill(running)
+            await eventually(lambda: tries >= 2, "the second try")
+        await eventually(lambda: connection.generation > 1, "the restart")
+
+
+async def test_the_end_of_the_supervision_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: EmbeddedNats) -> str:
+        raise RuntimeError("broken")
+
+    async with running_server(tmp_path) as running:
+        supervised = asyncio.create_task(running.supervised())
+        monkeypatch.setattr(EmbeddedNats, "_log_tail", broken)
+        kill(running)
+        with pytest.raises(RuntimeError, match="broken"):
+            await asyncio.wait_for(supervised, WAIT_SECONDS)
 
 
 async def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:

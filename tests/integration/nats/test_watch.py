@@ -9,7 +9,7 @@ import pytest
 from bacalhau.nats.server import EmbeddedNats
 from bacalhau.store import feed
 from bacalhau.store.codec import CorruptError
-from bacalhau_api.errors import TransientError
+from bacalhau_api.errors import InvalidError, TransientError
 from bacalhau_api.meta import Ref
 from bacalhau_controllers.cache import Cache, Informer
 from bacalhau_controllers.store import Changed, Delete, Put, Restarted, Synced
@@ -175,6 +175,58 @@ async def test_a_position_older_than_the_tombstones_restarts(server: EmbeddedNat
             assert [type(event) for event in view.events[:1]] == [Restarted]
 
 
+async def test_a_removal_that_left_nothing_newer_restarts(server: EmbeddedNats) -> None:
+    async with open_store(server, tombstone_seconds=1) as store:
+        (a, b) = await create(store, node("a"), node("b"))
+        cursor = (await store.list()).cursor
+        await store.commit([Delete(ref("a"), a)], WHY)
+        await asyncio.sleep(2.5)
+        async with watching(store, cursor) as view:
+            await view.until({ref("b"): b})
+            assert view.restarts == 1
+
+
+async def test_a_line_cut_for_longer_than_tombstones_are_kept(
+    server: EmbeddedNats, proxy: Proxy
+) -> None:
+    async with (
+        open_store(server, tombstone_seconds=1) as writer,
+        open_store(server, proxy.url, tombstone_seconds=1) as reader,
+    ):
+        (a, b) = await create(writer, node("a"), node("b"))
+        async with watching(reader) as view:
+            await view.until({ref("a"): a, ref("b"): b})
+            await view.synced()
+            proxy.is_open = False
+            proxy.cut()
+            await writer.commit([Delete(ref("a"), a)], WHY)
+            await asyncio.sleep(2.5)
+            proxy.is_open = True
+            await view.until({ref("b"): b})
+            assert view.restarts == 1
+
+
+async def test_a_watch_that_was_current_goes_on_however_old_the_objects_are(
+    server: EmbeddedNats, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that begins where it has been, as that of a new leader does."""
+    monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.2)
+    async with open_store(server, proxy.url, tombstone_seconds=1) as store:
+        await create(store, node("a"))
+        async with watching(store) as view:
+            await view.synced()
+            (synced,) = [event for event in view.events if isinstance(event, Synced)]
+            await asyncio.sleep(1.5)
+            await store.acquire_lease("leader", "x", 60)  # the stream itself is not idle
+            async with watching(store, synced.cursor) as second:
+                await second.synced()
+                assert second.restarts == 0
+            proxy.cut()
+            (b,) = await create(store, node("b"))
+            assert await view.seen(ref("b")) == b
+            assert view.restarts == 0
+
+
 async def test_an_idle_store_does_not_restart_a_watch(server: EmbeddedNats) -> None:
     async with open_store(server, tombstone_seconds=1) as store:
         await create(store, node("a"))
@@ -221,6 +273,16 @@ async def test_an_object_that_cannot_be_read_hides_no_other(
         assert "Skipped a stored object" in caplog.text
         with pytest.raises(CorruptError, match="Node of revision"):
             await store.get(ref("bad"))
+
+
+async def test_a_subject_that_is_too_long_costs_nobody_the_connection(
+    server: EmbeddedNats,
+) -> None:
+    async with open_connection(server) as connection:
+        with pytest.raises(InvalidError, match="too long"):
+            await connection.request("o.Node.=." + "x" * 5000, timeout=1)
+        await connection.request("$JS.API.INFO", b"{}")
+        assert connection.generation == 1
 
 
 async def test_tombstones_of_other_tools_and_of_the_server_count(server: EmbeddedNats) -> None:

@@ -1,16 +1,26 @@
 """What the embedded server is told."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from bacalhau.nats.config import NatsSettings, NodeUser, Runtime, TlsFiles, render_config
+from bacalhau.nats.config import (
+    NatsSettings,
+    NodeUser,
+    Runtime,
+    TlsFiles,
+    render_config,
+    sift_nodes,
+)
 from bacalhau.nats.keys import check_public_key, load_or_make_seed, new_seed, public_key
 from bacalhau_api.errors import InvalidError
 
-RUNTIME = Runtime(port=4222, monitor_port=8222, controller_key="UC", system_key="US")
-KEY_A, KEY_B = public_key(new_seed()), public_key(new_seed())
+KEY_A, KEY_B, KEY_C, KEY_S, KEY_Z = (public_key(new_seed()) for _ in range(5))
+RUNTIME = Runtime(port=4222, monitor_port=8222, controller_key=KEY_C, system_key=KEY_S)
+# Its checksum is right, and it is too short by four bytes.
+PADDED = "UB4HQ6DYPB4HQ6DYPB4HQ6DYPB4HQ6DYPB4HQ6DYPB4HQ6FVTY======"
 
 
 def rendered(*nodes: NodeUser, **settings: object) -> dict[str, object]:
@@ -28,7 +38,7 @@ def test_only_controllers_have_jetstream() -> None:
     accounts = rendered(NodeUser("a", KEY_A))["accounts"]
     assert accounts["CP"]["jetstream"] == "enabled"  # type: ignore[index]
     assert "jetstream" not in accounts["NODES"]  # type: ignore[index]
-    assert accounts["CP"]["users"] == [{"nkey": "UC"}]  # type: ignore[index]
+    assert accounts["CP"]["users"] == [{"nkey": KEY_C}]  # type: ignore[index]
 
 
 def test_a_node_may_use_its_own_subjects_only() -> None:
@@ -60,13 +70,22 @@ def test_tls() -> None:
         pytest.param(
             [NodeUser("a", KEY_A[:20] + KEY_B[20:30] + KEY_A[30:])], "checksum", id="misspelt key"
         ),
-        pytest.param([NodeUser("a", KEY_A), NodeUser("b", KEY_A)], "b and a", id="shared key"),
-        pytest.param([NodeUser("a", KEY_A), NodeUser("a", KEY_B)], "share", id="same name"),
+        pytest.param([NodeUser("a", PADDED)], "other letters", id="padded key"),
+        pytest.param(
+            [NodeUser("a", KEY_A), NodeUser("b", KEY_A)], "node b: .* of node a", id="shared key"
+        ),
+        pytest.param([NodeUser("a", KEY_A), NodeUser("a", KEY_B)], "second", id="same name"),
+        pytest.param([NodeUser("a", KEY_C)], "of the controllers", id="the controllers' key"),
+        pytest.param([NodeUser("a", KEY_S)], "of the system", id="the system's key"),
     ],
 )
-def test_bad_nodes_are_named(nodes: list[NodeUser], message: str) -> None:
+def test_bad_nodes_are_named_and_left_out(nodes: list[NodeUser], message: str) -> None:
+    """One key that it does not take would have the server refuse all of its configuration."""
     with pytest.raises(InvalidError, match=message):
         rendered(*nodes)
+    good, (problem,) = sift_nodes([*nodes, NodeUser("z", KEY_Z)], RUNTIME)
+    assert re.search(message, str(problem))
+    assert good == [*nodes[:-1], NodeUser("z", KEY_Z)]
 
 
 def test_the_same_input_renders_the_same() -> None:

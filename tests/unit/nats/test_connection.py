@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from bacalhau.nats.connection import Connection, _Client
-from bacalhau_api.errors import UnavailableError
+from bacalhau.nats.connection import SUBJECT_BYTES_MAX, Connection, _Client
+from bacalhau_api.errors import InvalidError, UnavailableError
 
 NAMES = st.text("abcXYZ-", min_size=1, max_size=12)
 VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20)
@@ -65,3 +65,19 @@ async def test_a_reset_does_not_hide_the_refusal_before_it() -> None:
         with pytest.raises(UnavailableError, match="Authorization"):
             await connection.wait_connected(0.01)
         await connection.close()
+
+
+async def test_a_subject_that_the_server_would_not_read_is_not_sent() -> None:
+    async def handle(message: object) -> None:
+        raise AssertionError("nothing comes")
+
+    connection = Connection("nats://127.0.0.1:1")
+    long = "o." + "x" * SUBJECT_BYTES_MAX
+    with pytest.raises(InvalidError, match="subject: is too long"):
+        await connection.publish(long)
+    with pytest.raises(InvalidError, match="subject: is too long"):
+        await connection.request(long)
+    with pytest.raises(InvalidError, match="subject: is too long"):
+        await connection.subscribe(long, handle)
+    with pytest.raises(UnavailableError):
+        await connection.publish(long[:SUBJECT_BYTES_MAX])
