@@ -14,11 +14,13 @@ so a node drops every message that does not carry its own name and the secret se
 it chose in its hello.
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bacalhau_api.base import Model, Timestamp
+from bacalhau_api.meta import NAME_LENGTH_MAX
 from bacalhau_api.v1.execution import (
     Execution,
     OutputFile,
@@ -30,6 +32,29 @@ from bacalhau_api.v1.manifest import ManifestSpec
 from bacalhau_api.v1.node import NodeInfo
 
 PROTOCOL_VERSION = 1
+OBJECT_NAME_LENGTH_MAX = 4 * NAME_LENGTH_MAX
+"""Of any object: derived names hold up to two that users gave, and numbers."""
+UID_LENGTH_MAX = 64
+
+# A node may write what it likes; what it names is looked up, and kept in memory for the next time.
+_Namespace = Annotated[str, Field(max_length=NAME_LENGTH_MAX)]
+_ObjectName = Annotated[str, Field(max_length=OBJECT_NAME_LENGTH_MAX)]
+_Uid = Annotated[str, Field(max_length=UID_LENGTH_MAX)]
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
+
+
+def _check_digest(value: str) -> str:
+    if not _DIGEST.fullmatch(value):
+        raise ValueError("a digest is sha256: and 64 hex digits")
+    return value
+
+
+def _check_manifest(spec: ManifestSpec) -> ManifestSpec:
+    _check_digest(spec.digest)
+    return spec
+
+
+_Digest = Annotated[str, AfterValidator(_check_digest)]
 
 
 class Fact(Model):
@@ -40,9 +65,9 @@ class Fact(Model):
     """
 
     seq: int
-    namespace: str
-    name: str
-    uid: str
+    namespace: _Namespace
+    name: _ObjectName
+    uid: _Uid
     execution: Report | None = None
     publication: PublicationReport | None = None
 
@@ -50,9 +75,9 @@ class Fact(Model):
 class Known(Model):
     """What a node holds about one execution, in its hello: enough to spot what nobody asked for."""
 
-    namespace: str
-    name: str
-    uid: str
+    namespace: _Namespace
+    name: _ObjectName
+    uid: _Uid
     is_final: bool = False
 
 
@@ -172,13 +197,13 @@ class PinRequest(Model):
     node: str
     session: str
     action: Literal["find", "put", "make", "read"]
-    namespace: str
-    execution: str
+    namespace: _Namespace
+    execution: _ObjectName
     input: int = 0
     part: int = 0
-    digest: str = ""
+    digest: _Digest | Literal[""] = ""
     data: str = ""
-    manifest: ManifestSpec | None = None
+    manifest: Annotated[ManifestSpec, AfterValidator(_check_manifest)] | None = None
 
 
 class PinReply(Model):

@@ -6,6 +6,7 @@ No HTTP here: `sync` and `aio` send calls, each in its own way.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from types import GenericAlias
 from typing import Any, Generic, TypeVar
 
@@ -242,7 +243,16 @@ def outputs(execution: str, namespace: str, after: str) -> Call[OutputsPage]:
     """A page of an execution's files."""
     path = EXECUTION.path(namespace, execution, "outputs")
     params = {"after": after} if after else {}
-    return Call("GET", path, tolerant(OutputsPage), params, is_repeatable=True)
+    decode = tolerant(OutputsPage)
+
+    def parse(body: bytes) -> OutputsPage:
+        answer = decode(body)
+        # Who reads on from the last path would otherwise never come to an end.
+        if any(a >= b for a, b in pairwise((after, *(file.path for file in answer.files)))):
+            raise unreadable("list of outputs", ValueError("it is out of order"))
+        return answer
+
+    return Call("GET", path, parse, params, is_repeatable=True)
 
 
 def log_params(*, follow: bool, tail: int | None, stream: str, offset: int) -> dict[str, str]:

@@ -166,24 +166,29 @@ class RemoteStore:
             await self._clock.sleep(AGAIN_SECONDS)
 
     async def _follow_once(self, cache: Cache, kind: str, synced: Callable[[str], None]) -> None:
-        seen: set[Ref] | None = set()
+        # While a list is received: what it named so far.
+        listed: dict[Ref, Resource] | None = {}
         async with aclosing(self._client.watch(KINDS[kind], namespace=None)) as updates:
             async for update in updates:
                 item = update.item
                 if update.type == "RESET":
-                    seen = set()
+                    listed = {}
                 elif update.type == "SYNCED":
-                    if seen is not None:
-                        for gone in [o for o in cache.list(kind) if o.ref not in seen]:
-                            cache.apply(Removed(gone.ref, gone.metadata.resource_version + 1))
-                        seen = None
+                    if listed is not None:
+                        # All at once, whatever the revisions: the store may have been restored.
+                        cache.replace(kind, listed.values())
+                        listed = None
                     synced(kind)
-                elif item is not None and update.type == "DELETED":
+                elif item is None:
+                    continue
+                elif listed is not None:
+                    listed.pop(item.ref, None)
+                    if update.type != "DELETED":
+                        listed[item.ref] = item
+                elif update.type == "DELETED":
                     cache.apply(Removed(item.ref, item.metadata.resource_version + 1))
-                elif item is not None:
+                else:
                     cache.apply(Changed(item))
-                    if seen is not None:
-                        seen.add(item.ref)
 
 
 class RemoteObjects:

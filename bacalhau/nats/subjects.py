@@ -9,8 +9,14 @@ import re
 from functools import lru_cache
 from urllib.parse import unquote
 
+from bacalhau_api.errors import InvalidError, Problem
+
 ALL_REQUESTS = "node.>"
 ALL_READS = "agent.>"
+
+TOKEN_LENGTH_MAX = 1024
+"""The server closes a connection over a line of more than 4 KiB, and a subject has up to three
+tokens made of names. What is refused is not kept in the caches below, either."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _EMPTY = "="
@@ -18,8 +24,11 @@ _EMPTY = "="
 
 @lru_cache(maxsize=65536)
 def encode_token(name: str) -> str:
-    """One subject token that stands for `name`."""
-    return _UNSAFE.sub(_escape, name) or _EMPTY
+    """One subject token that stands for `name`. Raises InvalidError for one that is too long."""
+    token = _UNSAFE.sub(_escape, name) or _EMPTY
+    if len(token) > TOKEN_LENGTH_MAX:
+        raise InvalidError([Problem("name", "is longer than that of any object", name[:80])])
+    return token
 
 
 @lru_cache(maxsize=65536)

@@ -86,7 +86,7 @@ class Subscription:
         self._filled.set()
 
     def close(self) -> None:
-        """Wake the watcher up to find that the server is about to end."""
+        """Wake the watcher up to find that its watch is over."""
         self.is_closed = True
         self._filled.set()
 
@@ -158,7 +158,7 @@ class WatchHub:
         self._subscriptions.discard(subscription)
 
     def close(self) -> None:
-        """End all watches; clients are told how to go on."""
+        """End all watches there are; clients are told how to go on."""
         for subscription in tuple(self._subscriptions):
             subscription.close()
 
@@ -168,6 +168,9 @@ class WatchHub:
         return cursor_text(self._cache.cursor) if self._cache.is_synced else ""
 
     def _on_change(self, old: Resource | None, new: Resource | None) -> None:
+        if not self._cache.is_synced:
+            # The store is listed anew, and may be another one: watchers are to begin anew, too.
+            self.close()
         change = Change(old, new)
         self._note_horizon()
         cursor = self._cache.cursor

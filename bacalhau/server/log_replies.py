@@ -56,7 +56,8 @@ LogParameters = Annotated[LogQuery, Depends(_log_query)]
 
 
 async def log_response(request: Request, records: AsyncGenerator[Record | None, None]) -> Streamed:
-    """Stream log records. What fails before the first one is an ordinary error."""
+    """Stream log records. What fails before the first one is an ordinary error; the first comes
+    soon, if only to say that there is nothing yet, for until then nobody notices a client leave."""
     accept = request.headers.get("accept", "")
     try:
         first = [await anext(records)]

@@ -73,11 +73,13 @@ class Logs:
         async with self._waiter.bell(ref) as bell:
             while not reader.is_done:
                 self._check_open()
-                for record in await reader.read():
+                records = await reader.read()
+                for record in records:
                     yield record
+                if not records and not reader.is_done:
+                    yield None
                 if reader.must_wait and not reader.is_done:
                     await rings(bell, AWAY_SECONDS)
-                    yield None
 
     async def of_job(
         self, ref: Ref, generation: int | None, query: LogQuery
@@ -92,13 +94,14 @@ class Logs:
                     self._check_open()
                     is_over, executions = self._look(ref, generation)
                     skipped = self._join(executions, readers, queue, query, bell)
+                    if queue.empty():
+                        yield None
                     while not queue.empty():
                         yield queue.get_nowait()
                     is_read = all(task.done() for task in readers.values()) and queue.empty()
                     if is_read and not skipped and (is_over or not query.follow):
                         return
-                    if not await rings(bell, WAIT_SECONDS):
-                        yield None
+                    await rings(bell, WAIT_SECONDS)
         finally:
             for task in readers.values():
                 task.cancel()
@@ -153,7 +156,8 @@ class Logs:
                         await queue.put(record)
                         bell.set()
         except BacalhauError as error:
-            await queue.put({"execution": ref.name, "notice": error.message})
+            notice: Record = {"execution": ref.name, "notice": error.message}
+            await queue.put(notice | {"reason": error.reason})
 
 
 class _Reader:
@@ -166,6 +170,7 @@ class _Reader:
         self._offset: int | None = None if query.tail is not None else query.offset
         self._tail = query.tail
         self._is_away = False
+        self._has_read = False
         self._since = services.clock.monotonic()
         self.is_done = False
         self.must_wait = False
@@ -178,6 +183,10 @@ class _Reader:
             self.is_done = True
             return [self._notice("the execution was deleted")]
         started = self._services.clock.monotonic()
+        # The first read takes what there is: who asks is to be answered, or refused, at once.
+        is_waiting = self._query.follow and self._has_read and not execution.is_final
+        wait_seconds = WAIT_SECONDS if is_waiting else 0.0
+        self._has_read = True
         try:
             chunk = await self._services.nodes.read_log(
                 execution.spec.node,
@@ -186,7 +195,7 @@ class _Reader:
                 self._query.stream,
                 self._offset,
                 self._tail,
-                WAIT_SECONDS if self._query.follow and not execution.is_final else 0.0,
+                wait_seconds,
             )
         except UnavailableError as error:
             return self._away(execution, error)
@@ -196,10 +205,10 @@ class _Reader:
         self._is_away = False
         if chunk.error:
             return notices + self._absent(execution, chunk.error)
-        took_seconds = self._services.clock.monotonic() - started
-        return notices + self._taken(execution, chunk, took_seconds)
+        is_early = self._services.clock.monotonic() - started < wait_seconds / 2
+        return notices + self._taken(execution, chunk, is_early=is_early)
 
-    def _taken(self, execution: Execution, chunk: LogChunk, took_seconds: float) -> list[Record]:
+    def _taken(self, execution: Execution, chunk: LogChunk, *, is_early: bool) -> list[Record]:
         self._offset, self._tail = chunk.next_offset, None
         records = [self._record(execution, piece) for piece in chunk.pieces]
         if records:  # only from behind the last piece can a reader go on
@@ -209,7 +218,7 @@ class _Reader:
         elif not chunk.pieces:
             # An execution that was final before the read has nothing more to say.
             self.is_done = not self._query.follow or execution.is_final
-            self.must_wait = took_seconds < WAIT_SECONDS / 2
+            self.must_wait = is_early
         return records
 
     def _absent(self, execution: Execution, message: str) -> list[Record]:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bacalhau.archive import TarEntry, stream_tar
@@ -43,6 +44,9 @@ async def list_page(nodes: "NodeReader", execution: Execution, after: str) -> Ou
     )
     if page.error:
         raise NotFoundError(f"execution {execution.name} has no outputs to read: {page.error}")
+    # Who reads on from the last path would otherwise never come to an end.
+    if any(a >= b for a, b in pairwise((after, *(file.path for file in page.files)))):
+        raise UnavailableError(f"node {execution.spec.node} lists its outputs out of order")
     return page
 
 

@@ -36,7 +36,7 @@ from bacalhau.server.stream import EVENT_STREAM
 from bacalhau.server.watch import watch_response
 from bacalhau_api.base import Model
 from bacalhau_api.errors import InvalidError, Problem
-from bacalhau_api.meta import DEFAULT_NAMESPACE, NAME_LENGTH_MAX, Ref, Resource
+from bacalhau_api.meta import DEFAULT_NAMESPACE, Ref, Resource
 from bacalhau_api.v1 import KINDS
 from bacalhau_api.v1.execution import Acceptance, Execution, Publication, acceptance_name
 from bacalhau_api.v1.job import Job
@@ -45,11 +45,11 @@ from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
 from bacalhau_api.v1.retired import RetiredJob
 from bacalhau_api.v1.source import Claim, Source
+from bacalhau_api.wire import OBJECT_NAME_LENGTH_MAX, UID_LENGTH_MAX
 from bacalhau_controllers.cache import Cache
 from bacalhau_controllers.store import HistoryEntry
 
 HISTORY_ENTRIES_MAX: Final = 1000
-_PATH_NAME_LENGTH_MAX: Final = 4 * NAME_LENGTH_MAX
 _DELETABLE: Final = frozenset({"Job", "Node", "RetiredJob", "Source", "Namespace"})
 
 _LIST_WORDS: Final = (
@@ -143,12 +143,15 @@ def add_routes(router: APIRouter, context: Context) -> None:
 def path_ref(kind: str, namespace: str, name: str) -> Ref:
     """A Ref from the parts of a path. Names that no object can have raise NotFoundError before
     they reach a store, which may give some characters a meaning."""
-    for part in (namespace or "-", name):
-        is_short = 0 < len(part) <= _PATH_NAME_LENGTH_MAX
-        is_plain = part.isascii() and part.isprintable()
-        if not is_short or not is_plain or any(character in part for character in " */>"):
-            raise not_found(Ref(kind, render(namespace)[:80], render(name)[:80]))
+    if not is_possible(namespace or "-") or not is_possible(name):
+        raise not_found(Ref(kind, render(namespace)[:80], render(name)[:80]))
     return Ref(kind, namespace, name)
+
+
+def is_possible(name: str) -> bool:
+    """Whether any object or namespace could have that name."""
+    is_short = 0 < len(name) <= OBJECT_NAME_LENGTH_MAX
+    return is_short and name.isascii() and name.isprintable() and not set(name) & set(" */>")
 
 
 def object_path(names: KindNames, sub: str = "") -> str:
@@ -254,7 +257,8 @@ def _add_delete(router: APIRouter, context: Context, names: KindNames) -> None:
         object_path(names),
         operation_id=f"delete{names.kind}",
         summary=f"Delete one of the {names.plural}",
-        description="Finalizers keep the object until it is cleaned up; `force` does not wait.",
+        description="Finalizers keep the object until it is cleaned up, and a node that was not "
+        "rejected is kept while it has open executions; `force` minds neither.",
         responses={200: {"model": Deleted}, **READ_ERRORS, 409: ERRORS[409]},
         openapi_extra=path_parameters(names),
         tags=[names.plural],
@@ -281,7 +285,15 @@ def _add_history(router: APIRouter, context: Context, names: KindNames) -> None:
     async def history(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=HISTORY_ENTRIES_MAX)] = 100,
-        uid: Annotated[str, Query(description="One incarnation of the name only.")] = "",
+        uid: Annotated[
+            str,
+            # It becomes part of a subject, and too long a one ends the store's connection.
+            Query(
+                max_length=UID_LENGTH_MAX,
+                pattern="^[A-Za-z0-9_.-]*$",
+                description="One incarnation of the name only.",
+            ),
+        ] = "",
         objects: Annotated[bool, Query(description="With the object as it was.")] = False,
         declared: Annotated[
             bool, Query(description="Only what changed what users say: spec, labels, annotations.")

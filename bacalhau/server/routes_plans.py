@@ -11,11 +11,12 @@ from bacalhau.replies import DocumentText, SetRequest, SimulateRequest
 from bacalhau.server.bodies import MANIFEST_TYPES, json_body, read_json
 from bacalhau.server.context import Context, actor_of
 from bacalhau.server.reply import object_response
-from bacalhau.server.routes_objects import READ_ERRORS, WRITE_ERRORS
+from bacalhau.server.routes_objects import READ_ERRORS, WRITE_ERRORS, is_possible
 from bacalhau_api.errors import InvalidError, Problem
 from bacalhau_api.jobfile import Document, parse_manifests
 from bacalhau_api.meta import DEFAULT_NAMESPACE, check_name
 from bacalhau_api.plans import AppliedSet, ChangePlan
+from bacalhau_api.v1 import KINDS
 from bacalhau_controllers.forecast import ChangeSet, Wanted, inventory_of
 
 _TAGS: list[Any] = ["plans"]
@@ -139,6 +140,13 @@ def _changes(asked: SetRequest) -> ChangeSet:
             check_name(asked.namespace)
         except ValueError as error:
             problems.append(Problem("namespace", str(error), asked.namespace[:80]))
+    for number, entry in enumerate(asked.inventory):
+        if (
+            entry.kind not in KINDS
+            or not is_possible(entry.namespace or "-")
+            or not is_possible(entry.name)
+        ):
+            problems.append(Problem(f"inventory[{number}]", "is not the name of an object"))
     if asked.prune and not asked.owner:
         hint = "name who owns the inventory, such as source/prod"
         problems.append(Problem("owner", "is missing, so nothing can be pruned", hint=hint))

@@ -74,5 +74,6 @@ def _farewell(subscription: Subscription, cursor: str) -> bytes:
             429, "SlowClient", "events came faster than this client read them", hint=hint
         )
     else:
-        error = ApiError(503, "ServerClosing", "the server is about to end", hint=hint)
+        message = "the server is about to end, or reads its store anew"
+        error = ApiError(503, "ServerClosing", message, hint=hint)
     return _frame(Event("ERROR", full_json(body_of(error))))

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import Final
 
@@ -157,6 +157,19 @@ class Cache:
         if event.resource.metadata.resource_version > seen:
             self._change(event.resource)
 
+    def replace(self, kind: str, items: Iterable[Resource]) -> None:
+        """Take a full list as all that there is of a kind. It may be of another epoch than what is
+        held, so revisions do not count."""
+        listed = {item.ref: item for item in items}
+        for ref in [ref for ref in self._removals if ref.kind == kind]:
+            del self._removals[ref]
+        for ref, old in list(self._kinds.get(kind, {}).items()):
+            if ref not in listed:
+                self._forget(ref, old)
+        for ref, item in listed.items():
+            if self._objects.get(ref) != item:
+                self._set(item)
+
     def _indexed(self, key: tuple[str, ...]) -> tuple[Resource, ...]:
         return tuple(self._index.get(key, {}).values())
 
@@ -189,6 +202,11 @@ class Cache:
         ) >= revision:
             return
         self._removals.pop(ref, None)
+        self._set(resource)
+
+    def _set(self, resource: Resource) -> None:
+        ref = resource.ref
+        old = self._objects.get(ref)
         self._objects[ref] = resource
         self._kinds.setdefault(ref.kind, {})[ref] = resource
         self._reindex(ref, old, resource)

@@ -6,11 +6,12 @@ given to it. The parts of a listing come first, so that a manifest without them 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from bacalhau_api.errors import ConflictError
-from bacalhau_api.meta import ObjectMeta, OwnerReference, Ref
+from bacalhau_api.meta import ObjectMeta, OwnerReference, Ref, Resource
+from bacalhau_api.names import RESERVED_KEY_PREFIX
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.manifest import (
     Manifest,
@@ -23,12 +24,19 @@ from bacalhau_api.v1.manifest import (
 from bacalhau_api.wire import PinReply, PinRequest, Refused
 from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.lookup import ask_store, surely_job_of
+from bacalhau_controllers.manifest.reconciler import GENERATIONS_KEPT
 from bacalhau_controllers.state import State
 from bacalhau_controllers.store import Put, Why
 
 ACTOR: Final = "manifests"
 PARTS_MAX: Final = 200
+PARTS_KEPT_MAX: Final = 2 * PARTS_MAX
+"""Of all listings of one input that one execution proposes. It may list again, because of a lost
+answer or a new agent; what was proposed first stays until another is pinned or the job goes."""
+
 PART_CHARS_MAX: Final = 512 * 1024
+PROPOSED_BY: Final = f"{RESERVED_KEY_PREFIX}proposed-by"
+"""The label of a part that names the execution."""
 
 
 class PinDesk:
@@ -48,12 +56,14 @@ class PinDesk:
             return _refused(ask, "ExecutionUnknown", f"{ask.execution} is not on {ask.node}")
         spec = execution.spec
         name = manifest_name(spec.job, spec.job_uid, spec.slot.generation, ask.input)
-        if ask.action == "put":
-            return await self._put(ask, execution, name)
-        if ask.action == "make":
-            return await self._make(ask, execution, name)
         manifest = await self._manifest(ask.namespace, name)
-        if manifest is None or ask.action == "find":
+        if manifest is None and ask.action == "put":
+            return await self._put(ask, execution, name)
+        if manifest is None and ask.action == "make":
+            return await self._make(ask, execution, name)
+        if manifest is None or ask.action != "read":
+            # Proposals that come too late are not stored: they would only be removed, and so
+            # make room for the next one.
             return _reply(ask, manifest.spec if manifest else None)
         return await self._read(ask, manifest)
 
@@ -63,8 +73,14 @@ class PinDesk:
                 ask, "ListingTooLong", f"the listing of input {ask.input} has too many objects"
             )
         spec = execution.spec
+        meta = self._meta(execution, manifest_part_name(name, ask.digest, ask.part))
+        proposed = self._state.cache.by_label("ManifestPart", PROPOSED_BY, execution.name)
+        if not has_room(proposed, execution, ask.input, meta.name):
+            return _refused(
+                ask, "ListingTooLong", f"input {ask.input} was listed in too many different ways"
+            )
         part = ManifestPart(
-            metadata=self._meta(execution, manifest_part_name(name, ask.digest, ask.part)),
+            metadata=meta.but(labels={PROPOSED_BY: execution.name}),
             spec=ManifestPartSpec(
                 job=spec.job,
                 job_uid=spec.job_uid,
@@ -136,7 +152,9 @@ class PinDesk:
             return None
         spec = execution.spec
         job = await surely_job_of(self._state, ask.namespace, spec.job, spec.job_uid)
-        return None if job is None else execution
+        if job is None or spec.slot.generation <= job.metadata.generation - GENERATIONS_KEPT:
+            return None
+        return execution
 
     async def _manifest(
         self, namespace: str, name: str, *, must_ask: bool = False
@@ -165,6 +183,19 @@ class PinDesk:
             creation_timestamp=now,
             owner_references=(owner,),
         )
+
+
+def has_room(proposed: Iterable[Resource], execution: Execution, number: int, name: str) -> bool:
+    """Whether an execution may add the part of that name to those that it `proposed` for input
+    `number`. One that is there already takes no room."""
+    mine = {
+        part.name
+        for part in proposed
+        if isinstance(part, ManifestPart)
+        and part.spec.job_uid == execution.spec.job_uid
+        and part.spec.input == number
+    }
+    return len(mine | {name}) <= PARTS_KEPT_MAX
 
 
 def _reply(ask: PinRequest, manifest: ManifestSpec | None) -> PinReply:

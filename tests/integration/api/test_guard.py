@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from bacalhau.client.sync import Client
+from bacalhau.nats.keys import new_seed, public_key
 from bacalhau.server.access import Access, access_for, digest_of, is_loopback, load_tokens
 from bacalhau.server.app import ApiServer
 from bacalhau.server.guard import BODY_BYTES_MAX
@@ -139,7 +140,7 @@ def test_tokens(tmp_path: Path) -> None:
                 check_shape(http.get(JOBS, headers=headers), 401, "Unauthorized")
             join = http.post(
                 "/apis/bacalhau.org/v1/nodes/join",
-                json={"token": "x", "node": "n", "publicKey": "U" + "A" * 55},
+                json={"token": "x", "node": "n", "publicKey": public_key(new_seed())},
             )
             check_shape(join, 403, "Forbidden")
         with (

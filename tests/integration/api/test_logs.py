@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from bacalhau.client.aio import AsyncClient
 from bacalhau.client.logposition import BACK, LOST
 from bacalhau.client.sync import Client
+from bacalhau.server import logs
 from bacalhau_api.errors import NotFoundError, UnavailableError
 from bacalhau_api.v1.execution import Execution, Phase
 from bacalhau_api.v1.job import Job, JobPhase
+from bacalhau_api.wire import LogChunk
 from tests.support.api_objects import make_execution, make_node, stored_job
 from tests.support.api_server import RunningServer, running_server
 
@@ -151,6 +155,48 @@ def test_a_reader_that_leaves_stops_the_reading(server: RunningServer, client: C
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     server.stop()  # would take long if the follower were still there
+
+
+@pytest.mark.parametrize("of_job", [False, True], ids=["execution", "job"])
+def test_a_quiet_log_is_answered_at_once_and_says_that_it_is_still_there(
+    http: httpx.Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch, of_job: bool
+) -> None:
+    job, (execution,) = arranged(server)
+    server.nodes.directory("n1", "default", execution.name).joinpath("outputs").mkdir(parents=True)
+    what = f"jobs/{job.name}" if of_job else f"executions/{execution.name}"
+    path = f"/apis/bacalhau.org/v1/namespaces/default/{what}/logs?follow=true"
+    with http.stream("GET", path, timeout=5) as answer:  # a read waits for 10 s
+        assert answer.status_code == 200
+        assert next(answer.iter_raw()) == b"\n"
+    monkeypatch.setattr(logs, "WAIT_SECONDS", 0.2)
+    with http.stream("GET", path, timeout=5) as answer:
+        assert [line for line, _ in zip(answer.iter_raw(), range(3), strict=False)] == [b"\n"] * 3
+
+
+def test_readers_of_a_quiet_log_that_leave_hold_nothing_up(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (execution,) = arranged(server)
+    server.nodes.directory("n1", "default", execution.name).joinpath("outputs").mkdir(parents=True)
+    path = f"/apis/bacalhau.org/v1/namespaces/default/executions/{execution.name}/logs?follow=true"
+    read_log, reading = server.nodes.read_log, 0
+
+    async def counted(*asked: Any) -> LogChunk:
+        nonlocal reading
+        reading += 1
+        try:
+            return await read_log(*asked)
+        finally:
+            reading -= 1
+
+    monkeypatch.setattr(server.nodes, "read_log", counted)
+    for _ in range(3):
+        with suppress(httpx.ReadTimeout):
+            httpx.get(f"{server.url}{path}", timeout=0.5, trust_env=False)
+    deadline = time.monotonic() + 5
+    while reading:
+        assert time.monotonic() < deadline, "a client that left is read for"
+        time.sleep(0.02)
 
 
 def test_log_of_nothing(client: Client, http: httpx.Client, server: RunningServer) -> None:

@@ -7,10 +7,11 @@ import httpx
 import pytest
 
 from bacalhau.client.sync import Client
+from bacalhau.nats.keys import new_seed, public_key
 from bacalhau_api.admission import retire
-from bacalhau_api.errors import ConflictError, InvalidError, NotFoundError
+from bacalhau_api.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from bacalhau_api.meta import ObjectMeta, Ref, Waiting
-from bacalhau_api.v1.execution import Execution
+from bacalhau_api.v1.execution import Execution, Phase
 from bacalhau_api.v1.job import Job, JobPhase
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_api.v1.source import Freeze, Source, SourceCounts, SourcePhase, SourceStatus
@@ -237,6 +238,26 @@ def test_delete_waits_for_finalizers_and_force_does_not(
     assert client.history(Job, "a")[-1].removed
 
 
+def test_a_node_that_still_works_is_deleted_by_force_only(
+    client: Client, server: RunningServer
+) -> None:
+    job = stored_job()
+    server.put(make_node(), make_node("n2"), make_node("n3"), job)
+    server.put(
+        make_execution(job, 0, phase=Phase.RUNNING),
+        make_execution(job, 1, node="n2", phase=Phase.RUNNING),
+        make_execution(job, 2, node="n3", phase=Phase.FAILED),
+    )
+    with pytest.raises(ConflictError, match="n1 has 1 open execution,") as refused:
+        client.delete(Node, "n1")
+    assert refused.value.reason == "NodeInUse"
+    assert "bacalhau node reject n1" in refused.value.hint
+    assert client.delete(Node, "n1", force=True).deleted
+    client.node_verb("reject", "n2")
+    assert client.delete(Node, "n2").deleted
+    assert client.delete(Node, "n3").deleted
+
+
 def test_executions_cannot_be_deleted(http: httpx.Client) -> None:
     answer = http.delete("/apis/bacalhau.org/v1/namespaces/default/executions/x")
     assert answer.status_code == 405
@@ -275,14 +296,27 @@ def test_applying_a_node_keeps_what_is_not_given(
 
 def test_join_with_a_token_works_once(client: Client, server: RunningServer) -> None:
     token = client.create_join_token(node="edge-1").token
-    key = "U" + "B" * 55
+    key = public_key(new_seed())
     answer = client.join(token, "edge-1", key)
     assert answer.nats_url == "nats://127.0.0.1:4222"
     assert client.get(Node, "edge-1").spec.public_key == key
-    from bacalhau_api.errors import ForbiddenError
-
     with pytest.raises(ForbiddenError):
         client.join(token, "edge-2", key)
+
+
+def test_a_key_that_is_bad_or_another_nodes_does_not_join(client: Client) -> None:
+    """And the token is not used up for it."""
+    token, key = client.create_join_token().token, public_key(new_seed())
+    client.join(client.create_join_token().token, "edge-1", key)
+    with pytest.raises(InvalidError, match=r"publicKey: .* checksum .*UAAA"):
+        client.join(token, "edge-2", "U" + "A" * 55)
+    with pytest.raises(InvalidError, match=f"publicKey: is the key of node edge-1 .*{key}") as got:
+        client.join(token, "edge-2", key)
+    assert "another --data-dir" in got.value.hint
+    with pytest.raises(ForbiddenError):  # who has no token does not learn whose key it is
+        client.join("bjt-none", "edge-2", key)
+    assert [node.name for node in client.list(Node)] == ["edge-1"]
+    client.join(token, "edge-2", public_key(new_seed()))
 
 
 def test_history_with_objects(client: Client) -> None:
@@ -292,6 +326,18 @@ def test_history_with_objects(client: Client) -> None:
     assert entry.object["spec"]["count"] == 1
     with pytest.raises(NotFoundError):
         client.history(Job, "never")
+
+
+@pytest.mark.parametrize("uid", ["u" * 65, "u*", "a b", ">", "\u00e9"])
+def test_history_of_an_impossible_uid_does_not_reach_the_store(
+    client: Client, http: httpx.Client, uid: str
+) -> None:
+    client.apply(make_job())
+    path = "/apis/bacalhau.org/v1/namespaces/default/jobs/a/history"
+    answer = http.get(path, params={"uid": uid})
+    assert (answer.status_code, answer.json()["field"]) == (400, "uid")
+    mine = client.get(Job, "a").metadata.uid
+    assert len(http.get(path, params={"uid": mine}).json()["items"]) == 1
 
 
 def test_results_and_explain(client: Client, server: RunningServer) -> None:

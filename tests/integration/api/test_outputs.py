@@ -10,13 +10,21 @@ import httpx
 import pytest
 
 from bacalhau.client import download as download_module
+from bacalhau.client.calls import outputs as page_call
 from bacalhau.client.download import Progress, digest_of, download
 from bacalhau.client.layout import Layout, check_parts, place
 from bacalhau.client.sync import Client
 from bacalhau.server import outputs
-from bacalhau_api.errors import InvalidError, NotFoundError, TerminalError, UnavailableError
-from bacalhau_api.v1.execution import Execution, Outputs, Phase
+from bacalhau_api.errors import (
+    BacalhauError,
+    InvalidError,
+    NotFoundError,
+    TerminalError,
+    UnavailableError,
+)
+from bacalhau_api.v1.execution import Execution, OutputFile, Outputs, Phase
 from bacalhau_api.v1.job import Job, JobPhase
+from bacalhau_api.wire import OutputsPage
 from tests.support.api_objects import make_acceptance, make_execution, make_node, stored_job
 from tests.support.api_server import RunningServer
 
@@ -49,6 +57,31 @@ def test_list_goes_over_pages(client: Client, server: RunningServer) -> None:
     names = [f"res/{i:02}.txt" for i in range(10)]
     _, (execution,) = arranged(server, [dict.fromkeys(names, "x")])
     assert [f.path for f in client.outputs(execution.name)] == names
+
+
+@pytest.mark.parametrize("paths", [("a",), ("b", "a"), ("",)])
+def test_a_list_without_an_end_is_refused(
+    http: httpx.Client,
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    paths: tuple[str, ...],
+) -> None:
+    _, (execution,) = arranged(server, [{"f": "x"}])
+    page = OutputsPage(
+        files=tuple(OutputFile(path=path, size_bytes=1) for path in paths), is_last=False
+    )
+
+    async def same(node: str, namespace: str, name: str, after: str) -> OutputsPage:
+        return page
+
+    monkeypatch.setattr(server.nodes, "list_outputs", same)
+    for path in ("file?path=zz", "file?path=a0"):
+        answer = http.get(f"{EXECUTIONS}/{execution.name}/outputs/{path}", timeout=5)
+        assert answer.status_code == 503
+        assert "lists its outputs out of order" in answer.json()["message"]
+    with pytest.raises(BacalhauError, match="out of order"):
+        # Whoever answers, such as a node itself.
+        page_call(execution.name, "default", "c").parse(page.encode())
 
 
 def test_file_by_offset_and_range(http: httpx.Client, server: RunningServer) -> None:

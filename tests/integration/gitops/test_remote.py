@@ -1,5 +1,6 @@
 """`gitops run` and the commands of operators, against a real API server."""
 
+import asyncio
 import json
 import os
 import signal
@@ -33,6 +34,9 @@ from bacalhau_api.errors import ConflictError, FencedError, NotFoundError
 from bacalhau_api.meta import Ref
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.source import Claim, Source, claim_ref
+from bacalhau_controllers.cache import Cache
+from bacalhau_controllers.memory import MemoryStore
+from tests.support.api_objects import stored_job
 from tests.support.api_server import RunningServer, running_server
 from tests.support.gitops import manifest
 from tests.support.repo import Repo
@@ -235,6 +239,44 @@ async def test_one_runner_at_a_time(server: RunningServer) -> None:
         assert await store.get(Ref("Job", "default", "nope")) is None
         with pytest.raises(NotFoundError):
             await client.send(orders("nope", good))
+
+
+async def test_the_view_follows_a_store_that_was_made_anew(server: RunningServer) -> None:
+    """Its revisions begin again, below those that were seen."""
+    cache = Cache()
+
+    def put(count: int) -> None:
+        job = stored_job("train")
+        server.put(job.but(spec=job.spec.but(count=count)))
+
+    async def renew(epoch: str) -> None:
+        store = server.state.store
+        assert isinstance(store, MemoryStore)
+        store.recreate(epoch)
+
+    async def tells(*counts: int) -> None:
+        async with asyncio.timeout(10):
+            while counts != tuple(  # noqa: ASYNC110 - a thread of its own serves
+                job.spec.count for job in cache.list("Job") if isinstance(job, Job)
+            ):
+                await asyncio.sleep(0.05)
+
+    async with AsyncClient(server.url) as client:
+        following = asyncio.create_task(RemoteStore(client, SystemClock(), "fleet").follow(cache))
+        for count in range(2, 6):
+            await asyncio.to_thread(put, count)
+        await tells(5)
+        await asyncio.to_thread(server.call, renew("from a backup"))
+        await asyncio.to_thread(put, 3)
+        await tells(3)
+        await asyncio.to_thread(put, 9)
+        await tells(9)
+        await asyncio.to_thread(server.call, renew("empty"))
+        await tells()
+        await asyncio.to_thread(put, 1)
+        await tells(1)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 def _wire(name: str) -> dict[str, object]:

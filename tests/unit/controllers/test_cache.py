@@ -228,6 +228,26 @@ def test_a_restart_in_the_same_epoch_keeps_newer_versions() -> None:
     assert cache.get(Ref("Node", "", "b")) is None
 
 
+def test_a_list_of_one_kind_replaces_it_whatever_the_revisions() -> None:
+    other, gone = at(job("other"), 40), at(node("gone"), 60)
+    cache = filled(Changed(other), Changed(at(node("kept"), 50)), Changed(gone), cursor=60)
+    same = at(node("same"), 55)
+    cache.apply(Changed(same))
+    seen: list[tuple[str, bool]] = []
+    cache.observe(lambda old, new: seen.append(((new or old).name, new is None)))  # type: ignore[union-attr]
+    older = at(node("kept", drain=True), 2)
+    cache.replace("Node", [older, same])
+    assert cache.get(older.ref) == older
+    assert names(cache.page("Node")) == ["kept", "same"]
+    assert cache.get(other.ref) == other
+    assert seen == [("gone", True), ("kept", False)]
+    cache.apply(Removed(older.ref, 3))
+    cache.replace("Node", [])
+    again = at(node("kept"), 1)
+    cache.apply(Changed(again))
+    assert cache.get(again.ref) == again
+
+
 def test_own_writes_during_a_restart_survive_it() -> None:
     cache = filled(Changed(at(node("a"), 500)), cursor=500)
     cache.apply(Restarted(E2))

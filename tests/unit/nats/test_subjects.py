@@ -5,15 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bacalhau.nats.subjects import (
+    TOKEN_LENGTH_MAX,
     agent_subject,
     decode_token,
     encode_token,
     node_inbox,
     node_subject,
 )
+from bacalhau_api.errors import InvalidError
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
 def test_every_name_comes_back(name: str) -> None:
     token = encode_token(name)
     assert decode_token(token) == name
@@ -37,6 +39,14 @@ def test_two_names_never_share_a_token(names: list[str]) -> None:
 )
 def test_tokens(name: str, token: str) -> None:
     assert encode_token(name) == token
+
+
+@pytest.mark.parametrize("name", ["x" * (TOKEN_LENGTH_MAX + 1), "." * 400])
+def test_names_that_are_too_long_are_neither_encoded_nor_kept(name: str) -> None:
+    kept = encode_token.cache_info().currsize
+    with pytest.raises(InvalidError, match="longer than that of any object"):
+        encode_token(name)
+    assert encode_token.cache_info().currsize == kept
 
 
 def test_subjects_of_nodes() -> None:

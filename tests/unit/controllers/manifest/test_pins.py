@@ -14,9 +14,10 @@ from bacalhau_api.meta import Ref
 from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.manifest import Manifest
-from bacalhau_api.wire import PinRequest, Refused
+from bacalhau_api.wire import PinReply, PinRequest, Refused
 from bacalhau_controllers.cache import Cache
-from bacalhau_controllers.manifest import PinDesk
+from bacalhau_controllers.manifest import PinDesk, desk
+from bacalhau_controllers.manifest.reconciler import GENERATIONS_KEPT
 from bacalhau_controllers.memory import MemoryStore
 from bacalhau_controllers.runner.ports import Use
 from bacalhau_controllers.state import State
@@ -170,6 +171,62 @@ async def test_what_the_desk_refuses(world: World, changes: dict[str, object], r
     assert reply.reason == reason
 
 
+def ask_of(world: World, partition: int, **changes: object) -> PinRequest:
+    given = {
+        "node": world.node_of(partition), "session": f"of-{world.node_of(partition)}",
+        "action": "put", "namespace": "default", "execution": world.use(partition).execution,
+    }  # fmt: skip
+    return PinRequest.model_validate(given | changes)
+
+
+def digest(number: int) -> str:
+    return f"sha256:{number:02x}{'0' * 62}"
+
+
+async def parts(world: World) -> int:
+    return len((await world.store.list("ManifestPart")).items)
+
+
+async def test_an_execution_proposes_so_many_parts_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the listings are called that they belong to."""
+    monkeypatch.setattr(desk, "PARTS_KEPT_MAX", 4)
+    for number in range(6):
+        ask = ask_of(world, 0, digest=digest(number), data="eA==")
+        reply = await world.desk.answer(ask)
+        assert isinstance(reply, Refused) == (number >= 4)
+    assert isinstance(reply, Refused)
+    assert reply.reason == "ListingTooLong"
+    # What is there already may be sent again; and another execution has room of its own.
+    assert isinstance(await world.desk.answer(ask_of(world, 0, digest=digest(0))), PinReply)
+    assert isinstance(await world.desk.answer(ask_of(world, 1, digest=digest(9))), PinReply)
+    assert await parts(world) == 5
+
+
+async def test_once_an_input_is_pinned_no_part_is_stored(world: World) -> None:
+    await world.share(0)
+    before = await parts(world)
+    for action in ("put", "make"):
+        manifest = (await world.manifests())[0].spec
+        proposal = manifest.but(digest=digest(7)) if action == "make" else None
+        ask = ask_of(world, 1, action=action, digest=digest(7), manifest=proposal)
+        reply = await world.desk.answer(ask)
+        assert isinstance(reply, PinReply)
+        assert reply.manifest == manifest
+    assert await parts(world) == before
+
+
+async def test_generations_long_past_pin_nothing(world: World) -> None:
+    newer = world.job.with_meta(generation=1 + GENERATIONS_KEPT)
+    found = await world.store.get(world.job.ref)
+    assert found is not None
+    await world.state.commit([Put(newer, found.metadata.resource_version)], Why("test", "Test"))
+    reply = await world.desk.answer(ask_of(world, 0, digest=digest(1)))
+    assert isinstance(reply, Refused)
+    assert reply.reason == "ExecutionUnknown"
+
+
 async def test_a_manifest_whose_parts_are_not_here_is_not_made(world: World) -> None:
     await world.share(0)
     (manifest,) = await world.manifests()
@@ -199,8 +256,6 @@ async def test_a_job_that_is_gone(world: World) -> None:
 async def test_too_many_objects_are_refused_for_good(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bacalhau_controllers.manifest import desk
-
     monkeypatch.setattr(desk, "PARTS_MAX", 1)
     with pytest.raises(TerminalError, match="too many objects"):
         await world.share(0, count=60_000)
