@@ -15,6 +15,7 @@ from typing import Final
 
 SOCKET_NAME: Final = "agent.sock"
 BACKLOG: Final = 64
+ANSWER_SECONDS: Final = 0.5
 _PATH_BYTES_MAX: Final = 107
 """What fits into a socket address on Linux."""
 
@@ -48,6 +49,15 @@ def is_socket(path: Path) -> bool:
         return stat.S_ISSOCK(path.stat().st_mode)
     except OSError:
         return False
+
+
+def is_answered(path: Path) -> bool:
+    """Whether somebody listens there: a socket outlives an agent that was killed."""
+    try:
+        connect(path, ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -140,8 +140,9 @@ class Results(Reply):
 
 class LogRecord(Reply):
     """One line of a log answer. `text` is output as it was written, newlines included and not cut
-    at line ends; `notice` tells something beside the output; `error` ends a broken answer, `end`
-    a complete one. `offset` is where to go on from, in reading this execution's log again."""
+    at line ends; `notice` tells something beside the output, with a `reason` (such as `NodeAway`) if
+    a log could not be read; `error` ends a broken answer, `end` a complete one. `offset` is where to
+    go on from, in reading this execution's log again."""
 
     execution: str = ""
     slot: str = ""
@@ -151,6 +152,7 @@ class LogRecord(Reply):
     time: Timestamp | None = None
     offset: int | None = None
     notice: str = ""
+    reason: str = ""
     error: ErrorModel | None = None
     end: bool = False
 

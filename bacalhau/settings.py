@@ -118,7 +118,8 @@ class ServeSettings:
     nats_url        an existing NATS instead of the embedded one; with role compute, the address
                     of the orchestrator's NATS if the one it answers on joining is not reachable
     orchestrator_url  role compute: the orchestrator's API
-    join_token      role compute: the single-use token to enrol with, needed the first time only
+    join_token      role compute: the single-use token to enrol with, needed the first time, and after the
+                    node was deleted
     require_approval  nodes that joined wait for `bacalhau node approve`
     node_timeout_seconds  orchestrator: a node that was not heard from for so long is out of contact;
                     nodes say three times as often that they are there

@@ -86,7 +86,7 @@ def execution_line(told: PlannedExecution) -> str:
         case "stop":
             return f"stop {told.execution} on {told.node} ({told.reason})"
         case "lose":
-            after = f" after {told.after_seconds:g} s" if told.after_seconds else ""
+            after = f" after {told.after_seconds:.0f} s" if told.after_seconds else ""
             return f"give up {told.execution} on {told.node}{after}"
     text = f"{told.action} slot {told.slot} on {told.node}"
     if told.replaces:

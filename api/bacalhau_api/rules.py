@@ -53,6 +53,10 @@ KEYS_MAX: Final = 256
 ENTRIES_MAX: Final = 1000
 """Variables, inputs, results, ports, domains of one task."""
 
+AFTER_SECONDS_MAX: Final = 10 * 365 * 86400
+"""Of silence, until an execution is given up. Not a bound of the type: jobs that were stored before
+it can still be read."""
+
 Loc = tuple[str | int, ...]
 
 
@@ -238,6 +242,11 @@ def _check_policies(spec: JobSpec, checks: _Checks) -> None:
                 ("spec", name, "backoffSecondsMax"), message, value=value, is_relation=True
             )
     _check_exit_rules(spec.retry.exit_rules, ("spec", "retry", "exitRules"), checks)
+    after = spec.disconnect.after_seconds
+    if after is not None and after > AFTER_SECONDS_MAX:
+        hint = "at most 10 years are allowed; to wait for ever, leave it out and set action: hold"
+        loc = ("spec", "disconnect", "afterSeconds")
+        checks.report(loc, "is too long a time", value=f"{after} s"[:40], hint=hint)
     if spec.on_change != "rerun" and not spec.type.runs_to_completion:
         hint = f"leave it out: a {spec.type} is updated in place"
         message = "is for batch and ops jobs"

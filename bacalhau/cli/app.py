@@ -107,9 +107,10 @@ add_examples(app)
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Never lets an exception through."""
-    words = hoisted(arguments)
+    words = list(arguments)
     is_debug = "--debug" in words
     try:
+        words = hoisted(arguments)
         if not words:
             words = ["--help"]
         result: Any = app(words, standalone_mode=False, prog_name="bacalhau")
@@ -172,9 +173,10 @@ def _tell_of_agent(error: Exception, words: Sequence[str]) -> None:
     is_asked = any(word.split("=")[0] in ("--local", "--node-dir") for word in words)
     if getattr(error, "reason", "") != "ConnectionFailed" or is_asked:
         return
-    from bacalhau.localsocket import find_socket
+    from bacalhau.localsocket import find_socket, is_answered
 
-    if "serve" not in words and find_socket(os.environ) is not None:
+    found = None if "serve" in words else find_socket(os.environ)
+    if found is not None and is_answered(found):
         exits.note(
             "hint: a node's agent runs on this machine: see `bacalhau node status`, or add --local "
             "to ask it"
@@ -191,7 +193,8 @@ def _without_globals(words: list[str]) -> list[str]:
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
     """The options that every command takes, moved to the front, wherever they were written; but
-    not from `docker run` and `wasm run`, where they may be those of the workload."""
+    not from `docker run` and `wasm run`, where they may be those of the workload. Raises InvalidError
+    for one without its value, which would take the command for it in front."""
     front: list[str] = []
     rest: list[str] = []
     words = list(arguments)
@@ -200,7 +203,9 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
         if word == "--" or (word == "run" and rest[-1:] in (["docker"], ["wasm"])):
             rest += [word, *words]
             break
-        if word in _GLOBAL_WITH_VALUE and words:
+        if word in _GLOBAL_WITH_VALUE:
+            if not words:
+                raise exits.usage("", f"Option '{word}' requires an argument.")
             front += [word, words.pop(0)]
         elif word in _GLOBAL_FLAGS or word.split("=")[0] in _GLOBAL_WITH_VALUE:
             front.append(word)

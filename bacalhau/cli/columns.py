@@ -36,8 +36,11 @@ def _slots(item: Item, now: datetime) -> str:
 
 
 def waits_for(item: Item) -> str:
-    """What something waits for, such as how far its inputs are."""
-    waiting = dig(item, "status.waiting", None) or dig(item, "status.report.waiting", None) or {}
+    """What something waits for, such as how far its inputs are. Of what is lost, the last report
+    tells nothing about now."""
+    waiting = dig(item, "status.waiting", None) or {}
+    if not waiting and dig(item, "status.contact") != "Lost":
+        waiting = dig(item, "status.report.waiting", None) or {}
     return str(waiting.get("message") or waiting.get("what") or "-")
 
 

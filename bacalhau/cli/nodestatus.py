@@ -45,8 +45,11 @@ def _connection(connection: Mapping[str, Any], now: datetime) -> _Pairs:
             text += "; not approved: it gets no work"
         return [("Orchestrator", text)]
     text = f"cut off since {_moment(since, now)}" if since else "never heard"
+    text += f", from {where}"
+    if connection.get("refused"):
+        text += "; refused: this orchestrator does not know this node (any more); its work goes on"
     pairs = [
-        ("Orchestrator", f"{text}, from {where}"),
+        ("Orchestrator", text),
         ("Last contact", _moment(connection.get("lastContact", ""), now) or "never"),
         ("Last error", str(connection.get("lastError", ""))),
     ]

@@ -364,15 +364,18 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
+    here = [kind.plural for kind in (EXECUTION, PUBLICATION, NODE)]
+    known = {kind.plural for kind in ALL}
+    *_, last = parts = request.url.path.split("/")
+    asked = next((part for part in reversed(parts) if part in known), "this")
+    is_read = request.method in ("GET", "HEAD")
+    if error.status_code == 405 or (asked in here and not is_read):
         message = "a node's own socket can only be read"
         hint = "changes are made at the orchestrator"
         return error_response(ApiError(405, "MethodNotAllowed", message, hint=hint))
-    kinds = ", ".join(kind.plural for kind in (EXECUTION, PUBLICATION, NODE))
-    known = {kind.plural for kind in ALL}
-    asked = next((p for p in reversed(request.url.path.split("/")) if p in known), "this")
-    message = f"a node's own socket does not know about {asked}"
-    hint = f"it has {kinds}, their logs and outputs; ask the orchestrator for the rest"
+    what = f"have the {last} of" if asked in here else "know about"
+    message = f"a node's own socket does not {what} {asked}"
+    hint = f"it has {', '.join(here)}, their logs and outputs; ask the orchestrator for the rest"
     return error_response(ApiError(error.status_code, "NotFound", message, hint=hint))
 
 

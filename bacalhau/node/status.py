@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from bacalhau.node.ledger import SqliteLedger
+from bacalhau.node.refusal import Refusable, is_refused
 from bacalhau.replies import Reply
 from bacalhau_api.base import Timestamp
 from bacalhau_api.meta import API_VERSION, Condition, Contact, ObjectMeta, Waiting
@@ -32,18 +33,8 @@ SILENT_BEATS = 4
 is up."""
 
 
-class Line(Protocol):
+class Line(Refusable, Protocol):
     """What the status asks of the line to the orchestrator."""
-
-    @property
-    def address(self) -> str:
-        """Where it dials."""
-        ...
-
-    @property
-    def last_error(self) -> str:
-        """Why it is down; empty if it is not."""
-        ...
 
     @property
     def redial_seconds(self) -> float | None:
@@ -53,10 +44,11 @@ class Line(Protocol):
 
 class Connection(Reply):
     """How the node stands with the orchestrator. `since` is when the present state began: the
-    session, or the silence (None if it was never heard)."""
+    session, or the silence (None if it was never heard). `refused`: it does not know this node."""
 
     connected: bool
     approved: bool = False
+    refused: bool = False
     orchestrator: str = ""
     since: Timestamp | None = None
     last_contact: Timestamp | None = None
@@ -229,6 +221,7 @@ class NodeView:
         return Connection(
             connected=is_connected,
             approved=standing.is_approved,
+            refused=not is_connected and is_refused(self._line),
             orchestrator=self._line.address,
             since=since,
             last_contact=contact.wall if contact else None,

@@ -25,6 +25,7 @@ from bacalhau.node.machine import Detected, boot_id, detect_capacity
 from bacalhau.node.pins import LinkPins
 from bacalhau.node.probes import make_probes
 from bacalhau.node.reader import OutputReader
+from bacalhau.node.refusal import tell_refusals
 from bacalhau.node.status import NodeView
 from bacalhau.node.upload import UploadGate
 from bacalhau.node.workspace import DiskWorkspace
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 JOIN_RETRY_SECONDS = 2.0
 JOIN_TIMEOUT_SECONDS = 30.0
+JOIN_AGAIN_TIMEOUT_SECONDS = 3.0
+"""A node that restarts while it is cut off does not keep its work waiting for longer."""
 FACE_CLOSE_SECONDS = 3.0
 
 
@@ -112,6 +115,8 @@ class Compute:
         # Without waiting: a node that restarts while it is cut off takes up its work at once.
         await connection.open(timeout=None)
         parts.push_async_callback(connection.close)
+        watch = tell_refusals(connection, self._name, self._clock)
+        run_beside(parts, "refusals", watch, self._on_failure)
         workspace = DiskWorkspace(self._data, self._clock)
         reader = OutputReader(workspace, self._clock)
         gate = UploadGate(self._settings.upload_bytes_per_second, self._clock)
@@ -190,24 +195,46 @@ class Compute:
             await self._enrolment.ensure(self._name, key)
             return self._enrolment.nats_url
         kept = self._read_membership()
-        if kept is not None and (kept.name == self._name):
-            return settings.nats_url or kept.nats_url
-        if kept is not None:
+        if kept is not None and kept.name != self._name:
             raise InvalidError(
                 [Problem("--name", f"this data directory belongs to node {kept.name}", self._name)],
                 hint="give that name, or another --data-dir",
             )
-        if not settings.orchestrator_url or not settings.join_token:
+        has_token = bool(settings.orchestrator_url and settings.join_token)
+        if kept is not None:
+            again = await self._join_again(key) if has_token else ""
+            return again or settings.nats_url or kept.nats_url
+        if not has_token:
             raise InvalidError(
                 [Problem("--token", "this node has not joined an orchestrator yet")],
                 hint="make a token on the orchestrator with `bacalhau node token`, then: bacalhau "
                 "serve --role compute --orchestrator URL --token TOKEN",
             )
-        reply = await self._join(key)
-        nats_url = settings.nats_url or reply.nats_url
+        nats_url = self._remember(await self._join(key, JOIN_TIMEOUT_SECONDS))
+        logger.info("Joined", extra={"node": self._name, "nats": nats_url})
+        return nats_url
+
+    async def _join_again(self, key: str) -> str:
+        """Enrol with the token given: this node may have been deleted since it joined, and if not,
+        nothing changes. Where its NATS is; empty if it goes on with what it was told before."""
+        try:
+            async with asyncio.timeout(JOIN_AGAIN_TIMEOUT_SECONDS):
+                reply = await self._join(key, patience_seconds=0.0)
+        except (BacalhauError, TimeoutError) as error:
+            why = error.message if isinstance(error, BacalhauError) else "no answer in time"
+            logger.warning(
+                "Failed to join with the token; the node goes on with its earlier membership",
+                extra={"node": self._name, "why": why},
+            )
+            return ""
+        nats_url = self._remember(reply)
+        logger.info("Joined again with the token", extra={"node": self._name, "nats": nats_url})
+        return nats_url
+
+    def _remember(self, reply: JoinAnswer) -> str:
+        nats_url = self._settings.nats_url or reply.nats_url
         text = json.dumps({"name": self._name, "natsUrl": nats_url})
         write_private(self._data / "membership.json", text)
-        logger.info("Joined", extra={"node": self._name, "nats": nats_url})
         return nats_url
 
     def _read_membership(self) -> _Membership | None:
@@ -222,13 +249,13 @@ class Compute:
                 hint="delete it and join again with a new token",
             ) from error
 
-    async def _join(self, key: str) -> JoinAnswer:
+    async def _join(self, key: str, patience_seconds: float) -> JoinAnswer:
         """Ask the orchestrator to enrol us, patiently while it cannot be reached."""
         from bacalhau.client import AsyncClient
 
         settings = self._settings
         async with AsyncClient(settings.orchestrator_url) as client:
-            deadline = self._clock.monotonic() + JOIN_TIMEOUT_SECONDS
+            deadline = self._clock.monotonic() + patience_seconds
             while True:
                 try:
                     return await client.join(settings.join_token, self._name, key)
@@ -298,7 +325,7 @@ class Compute:
             labels=labels,
             local_paths=tuple(str(path) for path in settings.allow_paths),
             outbox_bytes_max=(
-                capacity.disk_bytes // 2
+                max(capacity.disk_bytes // 2, 1)  # 0 is no bound
                 if settings.outbox_bytes_max is None
                 else settings.outbox_bytes_max
             ),

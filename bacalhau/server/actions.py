@@ -23,10 +23,12 @@ from bacalhau_api.errors import (
 from bacalhau_api.meta import DEFAULT_NAMESPACE, ObjectMeta, Ref, Resource, check_name
 from bacalhau_api.names import check_label_key, check_label_value
 from bacalhau_api.provenance import Provenance, provenance_of, stamped, without_reserved
+from bacalhau_api.v1.execution import Execution
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Membership, Node, NodeSpec
 from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_controllers.disconnect import disconnect_warnings
 from bacalhau_controllers.store import Delete, Put, Why, Write
 
 TRIES_MAX = 8
@@ -101,8 +103,9 @@ class Actions:
             if admitted.outcome == "unchanged" and attempt == 0:
                 continue  # a promise about the present: look at the store itself
             outcome = admitted.outcome if not outcome or not is_mine else outcome
+            warnings = (*admitted.warnings, *disconnect_warnings(admitted.job.spec))
             if dry_run or admitted.outcome == "unchanged":
-                return Applied(admitted.job, outcome, tuple(admitted.warnings))
+                return Applied(admitted.job, outcome, warnings)
             word = reason or ("Created" if admitted.outcome == "created" else "Applied")
             job = stamped(admitted.job, origin)
             try:
@@ -112,7 +115,7 @@ class Actions:
             except (ConflictError, OutcomeUnknownError) as error:
                 last: BacalhauError = error
                 continue
-            return Applied(stored, outcome, tuple(admitted.warnings))
+            return Applied(stored, outcome, warnings)
         raise last
 
     async def apply_node(
@@ -240,7 +243,8 @@ class Actions:
     async def delete(self, ref: Ref, actor: str, *, force: bool = False) -> Resource | None:
         """Delete an object. Where finalizers hold it, it is marked and returned; else None.
 
-        With `force` it goes at once, whatever holds it: what it owns is cleaned up later.
+        With `force` it goes at once, whatever holds it: what it owns is cleaned up later. Raises
+        ConflictError for a node that still works, unless it was rejected or with `force`.
         """
         in_doubt = ""
         for attempt in range(TRIES_MAX):
@@ -251,6 +255,8 @@ class Actions:
                 raise not_found(ref)
             if in_doubt and found.metadata.uid != in_doubt:
                 return None  # it is gone; this is another one of its name, made since
+            if isinstance(found, Node) and not force:
+                self._check_idle(found)
             version = found.metadata.resource_version
             must_wait = bool(found.metadata.finalizers) and not force
             if must_wait and found.is_deleting:
@@ -268,6 +274,21 @@ class Actions:
                 continue
             return None
         raise last
+
+    def _check_idle(self, node: Node) -> None:
+        """With the Node goes its key: nobody could tell its agent to stop what it has."""
+        if node.spec.membership is Membership.REJECTED:
+            return
+        here = self._state.cache.on_node(node.name, "Execution")
+        count = sum(isinstance(one, Execution) and not one.is_final for one in here)
+        if count:
+            raise ConflictError(
+                f"node {node.name} has {count} open execution{'s' if count > 1 else ''}, which "
+                "would run on there, since a deleted node cannot be told to stop",
+                hint=f"first stop its work there with `bacalhau node reject {node.name}`, or move "
+                f"it away with `bacalhau node drain {node.name}`; or delete with --force",
+                reason="NodeInUse",
+            )
 
     async def _change(
         self,

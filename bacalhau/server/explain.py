@@ -9,13 +9,19 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bacalhau.replies import Explanation, SlotWords
-from bacalhau_api.meta import Contact
+from bacalhau_api.meta import Contact, Waiting
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication, Slot
 from bacalhau_api.v1.job import Job, JobPhase, Verdict
 from bacalhau_api.v1.manifest import Manifest
 from bacalhau_api.v1.namespace import QUOTA_WAIT, Namespace
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_controllers.contact import (
+    CONTACT_CONDITION,
+    NODE_REJECTED,
+    NODE_REMOVED,
+    NODE_SILENT,
+)
 from bacalhau_controllers.disconnect import describe_disconnect
 
 SLOTS_MAX = 50
@@ -82,12 +88,15 @@ def _job_facts(job: Job, executions: Sequence[Execution]) -> list[str]:
         if condition.message:
             is_true = "" if condition.status else "not "
             facts.append(f"{is_true}{condition.type}: {condition.message}")
-    unheard = Counter(e.spec.node for e in executions if _is_unheard(e))
+    unheard = [e for e in executions if _is_unheard(e)]
+    absent = Counter(
+        (_absence(e)[1], "lost" if e.status.contact is Contact.LOST else "open") for e in unheard
+    )
     facts += [
-        f"node {node} is not heard from, {count} of its executions are open"
-        for node, count in sorted(unheard.items())
+        f"{why}, {count} of its executions {'is' if count == 1 else 'are'} {state}"
+        for (why, state), count in sorted(absent.items())
     ]
-    if unheard:
+    if any(not _is_given_up(e) for e in unheard):
         facts.append(f"the job's disconnect policy is {describe_disconnect(job.spec)}")
     failed = [e for e in executions if e.phase in (Phase.FAILED, Phase.REJECTED)]
     words = Counter(_execution_words(e) for e in failed)
@@ -120,7 +129,7 @@ def _slots(executions: Sequence[Execution], accepted: dict[Slot, Acceptance]) ->
     for execution in executions:
         slot = execution.spec.slot
         attempts[slot] += 1
-        if slot not in newest or execution.spec.attempt > newest[slot].spec.attempt:
+        if slot not in newest or _standing(execution) > _standing(newest[slot]):
             newest[slot] = execution
     words = []
     for slot, execution in newest.items():
@@ -142,6 +151,11 @@ def _slots(executions: Sequence[Execution], accepted: dict[Slot, Acceptance]) ->
     return sorted(words, key=order)
 
 
+def _standing(execution: Execution) -> tuple[bool, int]:
+    """Of the attempts of a slot, the newest that was not superseded speaks for it."""
+    return not execution.spec.superseded, execution.spec.attempt
+
+
 def _state(execution: Execution) -> str:
     if execution.status.contact is not Contact.REACHABLE and not execution.phase.is_final:
         return f"{execution.phase}/{execution.status.contact}"
@@ -152,11 +166,37 @@ def _is_unheard(execution: Execution) -> bool:
     return execution.status.contact is not Contact.REACHABLE and not execution.phase.is_final
 
 
+def _absence(execution: Execution) -> tuple[str, str]:
+    """Why its node is out of contact about it: the reason, and words."""
+    for condition in execution.status.conditions:
+        if condition.type == CONTACT_CONDITION and condition.message:
+            return condition.reason, condition.message
+    return NODE_SILENT, f"node {execution.spec.node} is not heard from"
+
+
+def _is_given_up(execution: Execution) -> bool:
+    """Whether its node was taken away from it, so that no policy decides any more."""
+    is_lost = execution.status.contact is Contact.LOST
+    return is_lost and _absence(execution)[0] in (NODE_REMOVED, NODE_REJECTED)
+
+
+def _waiting(execution: Execution) -> Waiting | None:
+    """What it waits for. What a node said before it was lost is no news of it any more."""
+    status = execution.status
+    if status.waiting is not None or status.report is None or status.contact is Contact.LOST:
+        return status.waiting
+    return status.report.waiting
+
+
 def _execution_words(execution: Execution) -> str:
     report = execution.status.report
-    waiting = execution.status.waiting or (report.waiting if report else None)
+    waiting = _waiting(execution)
     if waiting is not None:
         return waiting.message or waiting.what
+    if _is_unheard(execution):
+        reason, why = _absence(execution)
+        why = f"node {execution.spec.node} is lost" if reason == NODE_SILENT else why
+        return f"{why}; a late report still counts"
     if report is None:
         return "its node has not reported on it yet"
     words = report.message or report.reason
@@ -171,14 +211,15 @@ def explain_execution(
     """Explain one attempt; `job` adds why it is where it is."""
     status, spec = execution.status, execution.spec
     report = status.report
-    waiting = status.waiting or (report.waiting if report else None)
     because = []
     if status.contact is not Contact.REACHABLE:
         because.append(f"node {spec.node} is {status.contact}: what it does now is not known")
     if spec.desired == "Stop":
         because.append(f"it was asked to stop: {spec.stop_reason or 'by its job'}")
     if spec.superseded:
-        because.append("another attempt's result was accepted for its slot")
+        is_accepted = acceptance is not None
+        what = "'s result was accepted" if is_accepted else " was kept"
+        because.append(f"another attempt{what} for its slot")
     if acceptance is not None and acceptance.spec.execution_uid == execution.metadata.uid:
         because.append("its result is the accepted one of its slot")
     if report is not None and report.is_system_fault:
@@ -196,7 +237,7 @@ def explain_execution(
         name=execution.name,
         phase=_state(execution),
         headline=f"{where} is {_state(execution)}{f': {words}' if words else ''}",
-        waiting=waiting,
+        waiting=_waiting(execution),
         because=tuple(because),
         verdicts=placed,
     )

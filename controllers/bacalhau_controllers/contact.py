@@ -25,6 +25,10 @@ NEW_LEDGER_GRACE_SECONDS: Final = 60.0
 NODE_SILENT: Final = "NodeSilent"
 """Reason of the condition where nothing was heard from the node itself."""
 
+NODE_REMOVED: Final = "NodeRemoved"
+NODE_REJECTED: Final = "NodeRejected"
+"""Reasons of the condition where an operator took the node away."""
+
 _OVERDUE: Final = "Overdue"
 
 
@@ -110,9 +114,9 @@ def judge(case: Case, now: datetime) -> Verdict:
     """Infer contact and waiting."""
     node = case.node
     if node is None:
-        return _removed(case, now, "NodeRemoved", f"node {case.node_name} was removed")
+        return _removed(case, now, NODE_REMOVED, f"node {case.node_name} was removed")
     if node.spec.membership is Membership.REJECTED:
-        return _removed(case, now, "NodeRejected", f"node {case.node_name} was rejected")
+        return _removed(case, now, NODE_REJECTED, f"node {case.node_name} was rejected")
     if node.status.contact is not Contact.REACHABLE:
         return _silent(case, now)
     ledger = node.status.incarnation

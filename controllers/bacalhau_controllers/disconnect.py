@@ -57,11 +57,26 @@ def describe_disconnect(spec: JobSpec) -> str:
             "and only then is it begun anew, so that two never run at once"
         )
     else:
-        text = (
-            f"replace after {_duration(policy.after_seconds)}: a new attempt begins elsewhere; "
-            f"{_WINNERS[policy.reconcile]}"
-        )
+        wins = _WINNERS[policy.reconcile]
+        if policy.reconcile == "firstAccepted" and not spec.type.runs_to_completion:
+            wins = "the replacement stays once it runs"  # there is no result to wait for
+        after = _duration(policy.after_seconds)
+        text = f"replace after {after}: a new attempt begins elsewhere; {wins}"
     return f"{text} ({policy.why})"
+
+
+def disconnect_warnings(spec: JobSpec) -> tuple[str, ...]:
+    """What a user wrote of the policy although nothing comes of it."""
+    policy, given = effective_disconnect(spec), spec.disconnect
+    if policy.action != "hold":
+        return ()
+    remedy = "stop" if spec.type.is_per_node else "replace or stop"
+    fields = {"after": given.after_seconds, "reconcile": given.reconcile}
+    return tuple(
+        f"spec.disconnect.{name} has no effect with hold ({policy.why}); set action: {remedy}"
+        for name, value in fields.items()
+        if value is not None
+    )
 
 
 def _duration(seconds: int) -> str:

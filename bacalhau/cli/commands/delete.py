@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
         ] = None,
         namespace: Namespace = "default",
         force: Annotated[
-            bool, typer.Option("--force", help="At once, whatever still has to be cleaned up.")
+            bool,
+            typer.Option("--force", help="At once, whatever is to be cleaned up or still runs."),
         ] = False,
         wait: Annotated[
             bool,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 import typer
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bacalhau.replies import LogRecord
     from bacalhau_api.v1.execution import Execution
     from bacalhau_api.v1.job import Job
+
+
+NODE_AWAY: Final = "NodeAway"
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +53,8 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Print the output of a job's executions, or of one execution.
 
-        What the workload wrote to stderr goes to stderr.
+        What the workload wrote to stderr goes to stderr. The exit code is 6 if a node is away, so
+        that a log of the job is missing, and nothing is followed.
         """
         check_choice(stream, ("stdout", "stderr", "all"), "--stream")
         wanted = cast(Literal["stdout", "stderr", "all"], stream)
@@ -65,9 +69,11 @@ def register(app: typer.Typer) -> None:
             printer = LogPrinter(with_prefix=is_many if prefix is None else prefix, is_raw=raw)
             if follow:
                 _say_why_nothing(of)
+            is_missing = False
             try:
                 for record in source(follow=follow, tail=tail, stream=wanted):
                     printer.show(record)
+                    is_missing = is_missing or record.reason == NODE_AWAY
             except KeyboardInterrupt:
                 if follow:
                     printer.finish()
@@ -78,7 +84,7 @@ def register(app: typer.Typer) -> None:
             printer.finish()
             if not printer.has_shown and not follow:
                 _say_why_nothing(of)
-        return exits.OK
+        return exits.UNAVAILABLE if is_missing and not follow else exits.OK
 
 
 def _find(client: "Client", word: str, namespace: str) -> "Job | Execution":

@@ -20,6 +20,7 @@ from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.namespace import Namespace
 from bacalhau_api.v1.node import Node
 from bacalhau_api.v1.retired import RetiredJob
+from bacalhau_controllers.disconnect import disconnect_warnings
 from bacalhau_controllers.store import Delete, Put, Write
 
 View = Callable[[Ref], Resource | None]
@@ -236,7 +237,8 @@ def _settled(
     admitted: Admitted,
     retired: RetiredJob | None,
 ) -> Change:
-    warnings = tuple(dict.fromkeys((*base.warnings, *admitted.warnings)))
+    told = (*base.warnings, *admitted.warnings, *disconnect_warnings(new.spec))
+    warnings = tuple(dict.fromkeys(told))
     if admitted.held == "retired":
         return replace(base, new=None, run="retired", warnings=warnings)
     is_adopted = live is not None and bool(owner) and owner_of(live) != owner

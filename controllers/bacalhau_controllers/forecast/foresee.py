@@ -85,6 +85,7 @@ async def without_nodes(snapshot: Snapshot, names: Collection[str]) -> ChangePla
     writes: list[Write] = []
     after: dict[str, float] = {}
     jobs: dict[Ref, None] = {}
+    kept: dict[Ref, None] = {}
     for name in sorted(wanted):
         node = world.cache.get(Ref("Node", "", name))
         if not isinstance(node, Node):
@@ -92,15 +93,21 @@ async def without_nodes(snapshot: Snapshot, names: Collection[str]) -> ChangePla
         gone = node.but(status=node.status.but(contact=Contact.UNKNOWN, connected_since=None))
         writes.append(Put(gone, node.metadata.resource_version))
         for execution in world.cache.on_node(name, "Execution"):
-            if isinstance(execution, Execution) and not execution.phase.is_final:
+            # What is lost was given up before: it is replaced already, or not wanted any more.
+            if isinstance(execution, Execution) and not execution.is_final:
                 job = world.cache.get(Ref("Job", execution.ref.namespace, execution.spec.job))
-                writes.append(_out_of_contact(execution, job, after))
+                seconds = _patience_seconds(execution, job)
+                writes.append(_out_of_contact(execution, is_lost=seconds is not None))
+                if seconds is not None:
+                    after[execution.name] = seconds
                 if isinstance(job, Job):
                     jobs[job.ref] = None
+                    if seconds is None:
+                        kept[job.ref] = None
     outcome = await world.run(writes, also=jobs)
     objects = describe((), Before.of(snapshot.objects), world, outcome, after_seconds=after)
     told = {(item.namespace, item.name) for item in objects}
-    held = [ref for ref in sorted(jobs) if (ref.namespace, ref.name) not in told]
+    held = [ref for ref in sorted(kept) if (ref.namespace, ref.name) not in told]
     objects += tuple(_held(job) for ref in held if isinstance(job := world.cache.get(ref), Job))
     return ChangePlan(
         time=snapshot.now,
@@ -127,15 +134,16 @@ def _held(job: Job) -> ObjectPlan:
     )
 
 
-def _out_of_contact(execution: Execution, job: Resource | None, after: dict[str, float]) -> Put:
+def _patience_seconds(execution: Execution, job: Resource | None) -> float | None:
+    """After how much silence of its node an execution is given up; None: never."""
+    if not isinstance(job, Job) or job.metadata.uid != execution.spec.job_uid:
+        return None
+    return limit_for(execution, effective_disconnect(job.spec)).seconds
+
+
+def _out_of_contact(execution: Execution, *, is_lost: bool) -> Put:
     """An execution once its node has been silent for as long as its job allows."""
-    contact = Contact.UNKNOWN
-    if isinstance(job, Job) and job.metadata.uid == execution.spec.job_uid:
-        limit = limit_for(execution, effective_disconnect(job.spec))
-        if limit.seconds is not None:
-            contact = Contact.LOST
-            after[execution.name] = limit.seconds
-    status = execution.status.but(contact=contact)
+    status = execution.status.but(contact=Contact.LOST if is_lost else Contact.UNKNOWN)
     return Put(execution.but(status=status), execution.metadata.resource_version)
 
 

@@ -106,7 +106,9 @@ class World:
         newest = max((item.metadata.resource_version for item in held), default=0)
         self.cache.apply(Synced(Cursor("forecast", newest)))
         self.state = State(self.store, self.cache)
-        self.reconciler = JobReconciler(self.state, self.clock, settings=self.settings)
+        self.reconciler = JobReconciler(
+            self.state, self.clock, settings=self.settings, is_rehearsal=True
+        )
         self.outcome = Outcome()
         self._due: dict[Ref, float] = {}
         self._todo: dict[Ref, None] = {}

@@ -49,7 +49,8 @@ class JobReconciler:
     """Moves jobs: slots to executions, results to acceptances and publications.
 
     `nodes` is the scheduler's view of all nodes, kept up to date by this reconciler from the
-    moment it is made. `ages` are those that the execution reconciler of this process goes by.
+    moment it is made. `ages` are those that the execution reconciler of this process goes by. With
+    `is_rehearsal` nothing is logged: what it does to a copy of the objects has not happened.
     """
 
     name = "job"
@@ -62,11 +63,13 @@ class JobReconciler:
         settings: JobSettings | None = None,
         nodes: NodeTable | None = None,
         ages: WaitAges | None = None,
+        is_rehearsal: bool = False,
     ) -> None:
         self._state = state
         self._clock = clock
         self._settings = settings or JobSettings()
         self._ages = ages
+        self._is_rehearsal = is_rehearsal
         self.nodes = nodes if nodes is not None else NodeTable()
         self.queue = WaitQueue(self.nodes)
         self._wake: Callable[[Ref], None] | None = None
@@ -206,7 +209,8 @@ class JobReconciler:
         if self._ages is not None:
             for execution in todo.create:
                 self._ages.note(execution.ref, None, execution.status.waiting)
-        _log(job, todo)
+        if not self._is_rehearsal:
+            _log(job, todo)
 
     async def _settle_doubt(self, ref: Ref, *, is_over: bool = False) -> None:
         """Give back places whose executions were not stored after all.

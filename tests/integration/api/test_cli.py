@@ -320,6 +320,22 @@ def test_logs_and_download(shell: Shell, server: RunningServer, tmp_path: Path) 
     assert (tmp_path / "one/stdout").read_text() == "out 1\n"
 
 
+def test_logs_of_a_job_whose_node_is_away_are_not_whole(
+    shell: Shell, server: RunningServer
+) -> None:
+    job = stored_job(count=2, phase=JobPhase.COMPLETED)
+    here = make_execution(job, 0, phase=Phase.SUCCEEDED)
+    gone = make_execution(job, 1, node="n2", phase=Phase.SUCCEEDED)
+    server.put(job, here, gone)
+    server.nodes.write("n1", here.name, "stdout", "out\n")
+    server.nodes.finish("n1", here.name)
+    server.nodes.away.add("n2")
+    code, out, err = shell("logs", "a")
+    assert (code, out) == (6, "[0] out\n")
+    assert "which is away" in err
+    assert shell("logs", gone.name)[0] == 6
+
+
 def test_download_of_a_job_that_goes_on(
     shell: Shell, server: RunningServer, tmp_path: Path
 ) -> None:

@@ -6,12 +6,12 @@ import pytest
 
 from bacalhau.client.sync import Client
 from bacalhau_api.errors import InvalidError, NotFoundError
-from bacalhau_api.meta import Waiting
+from bacalhau_api.meta import Condition, Contact, Waiting
 from bacalhau_api.v1.execution import Execution, Phase
 from bacalhau_api.v1.job import Job, JobPhase, RuleCount, Verdict
 from bacalhau_api.v1.node import Taint
-from tests.support.api_objects import T0, make_execution, stored_job
-from tests.support.api_server import RunningServer
+from tests.support.api_objects import T0, make_acceptance, make_execution, stored_job
+from tests.support.api_server import RunningServer, Shell
 from tests.support.job_world import make_node
 
 EXPLAIN = "/apis/bacalhau.org/v1/namespaces/default/jobs/a/explain"
@@ -35,6 +35,69 @@ def test_an_execution_tells_why_it_is_where_it_is(client: Client, server: Runnin
     assert "slot 0 was placed on n1 (capacity 0.90)" in told.because
     assert "3 of 5 nodes fitted, and it was the best of them" in told.because
     assert "Contact turned down 2, such as: n3 is not heard from" in told.because
+
+
+def away(execution: Execution, contact: Contact, reason: str, message: str) -> Execution:
+    """The execution as its reconciler leaves it when its node is out of contact."""
+    condition = Condition(
+        type="Contact", status=False, reason=reason, message=message, last_transition_time=T0
+    )
+    status = execution.status.but(contact=contact, conditions=(condition,))
+    return execution.but(status=status)
+
+
+def told_to_wait(execution: Execution) -> Execution:
+    """The execution, whose node said that it waits for its workload."""
+    report = execution.status.report
+    assert report is not None
+    waiting = Waiting(what="Workload", message="", since=T0, mover="workload")
+    return execution.but(status=execution.status.but(report=report.but(waiting=waiting)))
+
+
+def test_a_lost_execution_waits_for_nothing_that_its_node_said_before(
+    client: Client, server: RunningServer, shell: Shell
+) -> None:
+    job = stored_job(phase=JobPhase.RUNNING)
+    execution = told_to_wait(make_execution(job, phase=Phase.RUNNING))
+    message = "node n1 is not heard from for longer than its job allows"
+    server.put(job, away(execution, Contact.LOST, "NodeSilent", message))
+    told = client.explain(Execution, execution.name)
+    assert told.waiting is None
+    assert told.headline.endswith("Running/Lost: node n1 is lost; a late report still counts")
+    assert "Workload" not in shell("get", "executions", "-o", "wide")[1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"), [("NodeRejected", "rejected"), ("NodeRemoved", "removed")]
+)
+def test_a_job_tells_who_took_its_node_away(
+    client: Client, server: RunningServer, reason: str, word: str
+) -> None:
+    job = stored_job(phase=JobPhase.RUNNING)
+    execution = make_execution(job, phase=Phase.RUNNING)
+    gone = away(execution, Contact.LOST, reason, f"node n1 was {word}")
+    server.put(job, gone)
+    told = client.explain(Job, "a")
+    assert f"node n1 was {word}, 1 of its executions is lost" in told.because
+    assert not any("policy" in text or "not heard" in text for text in told.because)
+    server.put(away(execution, Contact.UNKNOWN, reason, f"node n1 was {word}"))
+    because = client.explain(Job, "a").because
+    assert any("the job's disconnect policy is" in text for text in because), "stop still decides"
+
+
+def test_of_a_slot_the_attempt_that_was_kept_is_told(client: Client, server: RunningServer) -> None:
+    job = stored_job(phase=JobPhase.RUNNING)
+    kept = make_execution(job, phase=Phase.RUNNING)
+    other = make_execution(job, attempt=1, node="n2", phase=Phase.STOPPED)
+    other = other.but(spec=other.spec.but(superseded=True))
+    server.put(job, kept, other)
+    (slot,) = client.explain(Job, "a").slots
+    assert (slot.execution, slot.node, slot.attempts) == (kept.name, "n1", 2)
+    because = client.explain(Execution, other.name).because
+    assert "another attempt was kept for its slot" in because
+    server.put(make_acceptance(kept, job))
+    because = client.explain(Execution, other.name).because
+    assert "another attempt's result was accepted for its slot" in because
 
 
 def test_a_job_over_quota_is_told_what_would_help(client: Client, server: RunningServer) -> None:

@@ -9,11 +9,12 @@ from bacalhau.client.aio import AsyncClient
 from bacalhau.client.sync import Client
 from bacalhau.replies import DocumentText, SetRequest
 from bacalhau_api.errors import ConflictError, InvalidError, NotFoundError
-from bacalhau_api.meta import Ref
-from bacalhau_api.plans import PLAN_VERSION, InventoryEntry, ObjectPlan
+from bacalhau_api.meta import Contact, Ref
+from bacalhau_api.plans import PLAN_VERSION, InventoryEntry, ObjectPlan, PlannedExecution
+from bacalhau_api.planwords import execution_line
 from bacalhau_api.provenance import Provenance
 from bacalhau_api.v1.execution import Phase
-from bacalhau_api.v1.job import DisconnectPolicy, Job, JobSpec
+from bacalhau_api.v1.job import DisconnectPolicy, Job, JobPhase, JobSpec
 from bacalhau_api.v1.node import Node
 from tests.support.api_objects import make_execution, stored_job
 from tests.support.api_server import RunningServer
@@ -226,6 +227,19 @@ def test_what_is_another_object_by_now_is_not_pruned(client: Client, server: Run
     assert client.plan(asked).summary.delete == 0
 
 
+@pytest.mark.parametrize(
+    "changes", [{"name": "x" * 5000}, {"namespace": "a b"}, {"kind": "Nonsense"}, {"name": ""}]
+)
+def test_an_inventory_names_possible_objects(
+    client: Client, server: RunningServer, changes: dict[str, str]
+) -> None:
+    client.apply_set(request(manifest("a")))
+    (entry,) = inventory(server, "a")
+    odd = (entry, entry.but(**changes))
+    with pytest.raises(InvalidError, match=r"inventory\[1\]: is not the name of an object"):
+        client.apply_set(request(manifest("a"), owner="source/x", prune=True, inventory=odd))
+
+
 def test_two_owners_of_one_object_are_refused(client: Client) -> None:
     client.apply_set(request(manifest("a"), owner="source/one"))
     plan = client.plan(request(manifest("a", mode="y"), owner="source/two"))
@@ -294,6 +308,31 @@ def test_what_is_lost_with_a_node_moves_or_is_held_by_its_policy(
     assert told["stays"].disconnect.action == "hold"
     assert (plan.summary.lose, plan.summary.affected) == (1, 2)
     assert client.simulate(["node/n2"]).objects == ()
+
+
+def test_what_was_given_up_before_is_not_kept_for_a_node(
+    client: Client, server: RunningServer
+) -> None:
+    server.put(make_node("n1"), make_node("n2"))
+    job = stored_job("moved", phase=JobPhase.RUNNING)
+    first = make_execution(job, phase=Phase.RUNNING, node="n1")
+    lost = first.but(status=first.status.but(contact=Contact.LOST))
+    server.put(job, lost, make_execution(job, attempt=1, phase=Phase.RUNNING, node="n2"))
+    assert client.simulate(["node/n1"]).objects == ()
+
+
+def test_the_time_of_a_loss_is_told_in_whole_seconds() -> None:
+    told = PlannedExecution(
+        action="lose", slot="0", execution="e", node="n1", after_seconds=81.00404
+    )
+    assert execution_line(told) == "give up e on n1 after 81 s"
+
+
+def test_what_has_no_effect_is_warned_of_by_plan_and_apply(client: Client) -> None:
+    text = manifest("a").replace("spec:", "spec:\n  disconnect: {action: hold, after: 5m}", 1)
+    (warning,) = only(client.plan(request(text)).objects).warnings
+    assert warning.startswith("spec.disconnect.after has no effect with hold")
+    assert client.create(text).warnings == (warning,)
 
 
 def test_plain_manifests_are_a_set_too(http: httpx.Client) -> None:

@@ -216,6 +216,18 @@ async def test_a_node_that_is_cut_off_says_since_when_and_what_waits(machine: Ma
     assert not status.stopping
 
 
+async def test_a_node_that_is_refused_says_so(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.cut("nats: 'Authorization Violation'")
+    assert (await machine.status()).connection.refused
+    assert await machine.cli("node", "status") == 0
+    told = capsys.readouterr().out
+    assert "refused: this orchestrator does not know this node (any more)" in told
+    machine.cut()
+    assert not (await machine.status()).connection.refused
+
+
 async def test_an_orchestrator_that_does_not_answer_is_no_connection(machine: Machine) -> None:
     """The line is up, and nobody speaks on it."""
     standing = machine.agent.standing
@@ -431,9 +443,26 @@ async def test_without_an_orchestrator_the_agent_is_pointed_at(
     words = ["get", "jobs", "--server", "http://127.0.0.1:9"]
     assert await asyncio.to_thread(cli.run, words) == 6
     assert "see `bacalhau node status`" in capsys.readouterr().err
-    monkeypatch.setenv("BACALHAU_NODE_DIR", str(machine.root / "nowhere"))
-    assert await asyncio.to_thread(cli.run, words) == 6
-    assert "node status" not in capsys.readouterr().err
+    dead = machine.root / "dead"
+    (dead / "node").mkdir(parents=True)
+    listen(dead / "node" / SOCKET_NAME).close()
+    for place in (machine.root / "nowhere", dead):
+        monkeypatch.setenv("BACALHAU_NODE_DIR", str(place))
+        assert await asyncio.to_thread(cli.run, words) == 6
+        assert "node status" not in capsys.readouterr().err
+
+
+async def test_what_only_the_orchestrator_has_is_said(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await machine.hub.assign(noop("a"))
+    await machine.until_phase("a", Phase.SUCCEEDED)
+    assert await machine.cli("history", "execution/a") == 5
+    assert "does not have the history of executions" in capsys.readouterr().err
+    assert await machine.cli("node", "cordon", NODE) == 1
+    told = capsys.readouterr().err
+    assert "can only be read" in told
+    assert "changes are made at the orchestrator" in told
 
 
 async def test_clients_that_hang_hold_up_nobody(machine: Machine) -> None:

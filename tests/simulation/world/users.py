@@ -309,7 +309,7 @@ class Users:
                     await actions.apply_node(changed.with_meta(labels=labels), who)
                 case _:
                     self._say("remove", name)
-                    await actions.delete(ref, who)
+                    await actions.delete(ref, who, force=True)
         except BacalhauError as error:
             self._say("refused", name, error.reason)
 

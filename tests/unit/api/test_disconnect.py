@@ -73,3 +73,10 @@ def test_mistakes_are_named(text: str, words: str) -> None:
     with pytest.raises(InvalidError) as caught:
         policy(text)
     assert words in str(caught.value)
+
+
+def test_a_limit_of_more_than_ten_years_is_refused() -> None:
+    assert policy("{after: 87600h}").after_seconds == 10 * 365 * 86400
+    for text in ("{after: 87601h}", "{afterSeconds: 999999999999999}"):
+        with pytest.raises(InvalidError, match=r"disconnect.* is too long a time .*10 years"):
+            policy(text)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bacalhau.cli.app import hoisted
+from bacalhau.cli.app import hoisted, run
 from bacalhau.cli.files import read_documents
 from bacalhau.cli.printer import LogPrinter
 from bacalhau.cli.serving import (
@@ -154,3 +154,18 @@ def test_problems_of_all_files_come_together(tmp_path: Path) -> None:
     assert "b.yaml" in str(error.value)
     with pytest.raises(InvalidError, match="cannot be read"):
         read_documents([tmp_path / "none.yaml"], recursive=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["get", "executions", "--node-dir"], 2),
+        (["--server"], 2),
+        (["plan", "-f", "x", "--server"], 1),  # its 2 means that something would change
+    ],
+)
+def test_an_option_without_its_value_does_not_take_the_command_for_it(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == code
+    assert f"Option '{words[-1]}' requires an argument." in capsys.readouterr().err

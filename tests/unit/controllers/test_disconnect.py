@@ -5,7 +5,11 @@ from typing import Literal
 import pytest
 
 from bacalhau_api.v1.job import DisconnectPolicy, JobType
-from bacalhau_controllers.disconnect import describe_disconnect, effective_disconnect
+from bacalhau_controllers.disconnect import (
+    describe_disconnect,
+    disconnect_warnings,
+    effective_disconnect,
+)
 from tests.support.samples import job_spec
 
 
@@ -79,6 +83,14 @@ def test_local_inputs_do_not_overrule_the_user() -> None:
             ),
         ),
         (
+            JobType.SERVICE,
+            DisconnectPolicy(),
+            (
+                "replace after 5 min: a new attempt begins elsewhere; the replacement stays once it "
+                "runs (the default for service jobs)"
+            ),
+        ),
+        (
             JobType.BATCH,
             DisconnectPolicy(action="stop", after_seconds=7200),
             (
@@ -98,3 +110,31 @@ def test_local_inputs_do_not_overrule_the_user() -> None:
 )
 def test_says_what_applies_and_why(type: JobType, policy: DisconnectPolicy, words: str) -> None:
     assert describe_disconnect(job_spec(type, disconnect=policy, sources=())) == words
+
+
+@pytest.mark.parametrize(
+    ("type", "sources", "policy", "warned"),
+    [
+        (JobType.DAEMON, (), DisconnectPolicy(after_seconds=60), ["after"]),
+        (JobType.OPS, (), DisconnectPolicy(action="replace", after_seconds=60), ["after"]),
+        (JobType.BATCH, (), DisconnectPolicy(action="hold", after_seconds=60), ["after"]),
+        (JobType.BATCH, ("local",), DisconnectPolicy(after_seconds=60), ["after"]),
+        (JobType.DAEMON, (), DisconnectPolicy(reconcile="keepOriginal"), ["reconcile"]),
+        (
+            JobType.BATCH,
+            (),
+            DisconnectPolicy(action="hold", after_seconds=1, reconcile="keepOriginal"),
+            ["after", "reconcile"],
+        ),
+        (JobType.BATCH, (), DisconnectPolicy(after_seconds=60, reconcile="keepOriginal"), []),
+        (JobType.DAEMON, (), DisconnectPolicy(action="stop", after_seconds=60), []),
+        (JobType.DAEMON, (), DisconnectPolicy(), []),
+    ],
+)
+def test_what_has_no_effect_is_said(
+    type: JobType, sources: tuple[str, ...], policy: DisconnectPolicy, warned: list[str]
+) -> None:
+    told = disconnect_warnings(job_spec(type, disconnect=policy, sources=sources))
+    assert [text.partition(" has no effect with hold (")[0] for text in told] == [
+        f"spec.disconnect.{name}" for name in warned
+    ]

@@ -128,6 +128,14 @@ def test_a_forecast_has_a_bound_and_says_that_there_is_more() -> None:
         assert len(item.executions) + item.executions_omitted >= Limits().executions_max
 
 
+def test_a_plan_is_not_told_as_if_it_had_happened(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with applier() as (apply, bench, _):
+        plan = bench.loop.run_until_complete(apply.plan(ChangeSet(wanted("a"))))
+    assert plan.summary.start == 1
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     "text", ["", "plan1-", "plan1-AAAA", "x", "plan1-" + "A" * 20_000, "plan1-Ä", "plan2-AAAA"]
 )
