@@ -153,9 +153,10 @@ class Upkeep:
             return False
         name, run = parts
         states = [self._home.state_of(uid) for uid in self._home.uids_of_run(name)]
-        # The present run, until it was reported for good; a later one is about to be known.
+        # The present run, until it was reported for good. It is known before it begins, so a later
+        # one is of a ledger that is no more: this one is an old copy.
         return any(
-            state is not None and run >= state.run and state.stage is not Stage.DONE
+            state is not None and run == state.run and state.stage is not Stage.DONE
             for state in states
         )
 

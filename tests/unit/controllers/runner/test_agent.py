@@ -359,6 +359,26 @@ def test_an_old_copy_of_the_ledger_is_noticed(loop: SimLoop) -> None:
     assert not w.engine.running()
 
 
+def test_a_run_beyond_an_old_copy_of_the_ledger_is_swept(loop: SimLoop) -> None:
+    """While the node is cut off, nobody tells it that its ledger is an old copy."""
+    w = world(loop)
+    again = RestartPolicy(backoff_seconds=1)
+    w.do(w.hub.assign(execution("a", job_type=JobType.SERVICE, seconds=None, restart=again)))
+    old = stored(w).stored
+    for run in (1, 2):
+        w.until(lambda run=run: w.engine.running() == (f"a.{run}",))  # type: ignore[misc]
+        w.engine.end(f"a.{run}")
+    w.until(lambda: w.engine.running() == ("a.3",))
+    w.kill()
+    w.ledger = MemoryLedger("ledger-1")
+    w.ledger._book = old
+    assert w.hub.link is not None
+    w.start()
+    w.hub.link.set_up(False)
+    loop.advance(100)
+    assert w.engine.running() == ("a.2",)
+
+
 # -- the disconnect policy `stop` ------------------------------------------------------------------
 
 
