@@ -1,9 +1,8 @@
 """Having the disk keep what was written. Standard library only: wasm workers use it too."""
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 SINGLY_MAX = 64
@@ -12,26 +11,35 @@ for what others wrote, too."""
 
 
 def flush_tree(root: Path) -> None:
-    """Flush the files and directories below a directory, and itself. Nobody writes there any more."""
+    """Flush the files and directories below a directory, and itself. Raises OSError if the disk does
+    not take them."""
     try:
-        found = list(islice(_tree(root), SINGLY_MAX + 1))
-        if len(found) <= SINGLY_MAX:
-            for path in found:
-                fsync_path(path)
-            return
-    except PermissionError:  # a workload with a user of its own has closed it
-        pass
-    sync_file_system(root)
+        found = _few(root)
+    except OSError:  # too deep, or a workload with a user of its own has closed it
+        found = None
+    if found is None:
+        sync_file_system(root)
+        return
+    for path in reversed(found):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile: nothing is lost
+            fsync_path(path)
 
 
-def _tree(root: Path) -> Iterator[Path]:
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _tree(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False):
-                yield Path(entry.path)
-    yield root
+def _few(root: Path) -> list[Path] | None:
+    """All files and directories, each directory before what is in it; None if they are many."""
+    found, directories = [root], [root]
+    while directories:
+        with os.scandir(directories.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                is_directory = entry.is_dir(follow_symlinks=False)
+                if is_directory:
+                    directories.append(path)
+                if is_directory or entry.is_file(follow_symlinks=False):
+                    found.append(path)
+                if len(found) > SINGLY_MAX:
+                    return None
+    return found
 
 
 def fsync_path(path: Path) -> None:

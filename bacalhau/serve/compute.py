@@ -220,21 +220,21 @@ class Compute:
         try:
             async with asyncio.timeout(JOIN_AGAIN_TIMEOUT_SECONDS):
                 reply = await self._join(key, patience_seconds=0.0)
-        except (BacalhauError, TimeoutError) as error:
-            why = error.message if isinstance(error, BacalhauError) else "no answer in time"
+            nats_url = self._remember(reply)
+        except (BacalhauError, OSError) as error:  # also too late, also on a full disk
             logger.warning(
                 "Failed to join with the token; the node goes on with its earlier membership",
-                extra={"node": self._name, "why": why},
+                extra={"node": self._name, "why": str(error) or "no answer in time"},
             )
             return ""
-        nats_url = self._remember(reply)
         logger.info("Joined again with the token", extra={"node": self._name, "nats": nats_url})
         return nats_url
 
     def _remember(self, reply: JoinAnswer) -> str:
         nats_url = self._settings.nats_url or reply.nats_url
-        text = json.dumps({"name": self._name, "natsUrl": nats_url})
-        write_private(self._data / "membership.json", text)
+        if self._read_membership() != _Membership(self._name, nats_url):
+            text = json.dumps({"name": self._name, "natsUrl": nats_url})
+            write_private(self._data / "membership.json", text)
         return nats_url
 
     def _read_membership(self) -> _Membership | None:

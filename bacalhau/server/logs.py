@@ -254,7 +254,8 @@ class _Reader:
                 hint="it can be read when the node is back; bacalhau describe shows what is known",
                 reason="NodeAway",
             )
-        notice = self._notice(f"node {node} is away; these are the last bytes of its report")
+        words = f"node {node} is away; these are the last bytes of its report"
+        notice = self._notice(words) | {"reason": "NodeAway"}
         pieces = [
             # Of the log itself nothing was read: from 0 it goes on.
             self._record(execution, LogPiece(stream=stream, text=text)) | {"offset": 0}

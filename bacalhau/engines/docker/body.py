@@ -5,7 +5,7 @@ filter, limits on memory (without swap), processes and CPU.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,8 +179,3 @@ def _mount(mount: Mount) -> dict[str, Any]:
         "ReadOnly": mount.read_only,
         "BindOptions": {"Propagation": "rprivate"},
     }
-
-
-def writable(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
-    """The mounts that the container writes to: its results."""
-    return tuple(mount for mount in mounts if not mount.read_only)

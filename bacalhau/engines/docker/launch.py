@@ -103,7 +103,6 @@ class Launcher:
             stderr_at=_size(workload.stderr),
             timeout_seconds=workload.timeout_seconds,
             image=image.pinned,
-            writes=tuple(str(mount.source) for mount in body.writable(workload.mounts)),
             domains=workload.network.domains,
             leash_noted=str(leash.noted) if leash else "",
             leash_seconds=leash.seconds if leash else 0.0,

@@ -29,8 +29,8 @@ RUN, STARTED, STOP, END = "run.json", "started", "stop.json", "end.json"
 @dataclass(frozen=True, slots=True)
 class Record:
     """One run. `stdout_at` and `stderr_at` are the sizes of the streams' files at its start: what
-    follows is this run's. `writes` is what it may write to on the host beside its log. `network` is a
-    network of its own, if it has one. `leash_*` as in `Leash`; `leash_noted` is empty without one."""
+    follows is this run's. `network` is a network of its own, if it has one. `leash_*` as in
+    `Leash`; `leash_noted` is empty without one."""
 
     run: str
     stdout: str
@@ -41,7 +41,6 @@ class Record:
     stderr_at: int = 0
     timeout_seconds: float | None = None
     image: str = ""
-    writes: tuple[str, ...] = ()
     network: str = ""
     ports: tuple[tuple[str, int, int, str], ...] = ()
     domains: tuple[str, ...] = ()
@@ -91,7 +90,6 @@ class Shelf:
         try:
             data["ports"] = tuple((str(n), int(h), int(c), str(i)) for n, h, c, i in data["ports"])
             data["domains"], data["gpus"] = tuple(data["domains"]), tuple(data["gpus"])
-            data["writes"] = tuple(data.get("writes", ()))
             return Record(**data)
         except (KeyError, TypeError, ValueError):
             return None

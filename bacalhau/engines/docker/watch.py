@@ -435,7 +435,7 @@ class Watch:
         write = functools.partial(_keep, self._shelf, run.record, end)
         try:
             await self._disk.run(write, "writing down its end", FLUSH_SECONDS)
-        except (OSError, UnavailableError) as error:
+        except Exception as error:  # noqa: BLE001 whatever it is, the run has ended
             # It is known all the same; the next agent asks the engine once more, and after a reboot
             # doubts it (`EngineLife.outlasted`).
             self._shelf.remember_end(run.record.run, end)
@@ -452,13 +452,11 @@ def _unclear(what: str, error: RefusedError) -> BacalhauError:
 
 
 def _keep(shelf: Shelf, record: Record, end: Observation) -> None:
-    """Write an end down, once what the run wrote is on the disk: it speaks for that, too."""
+    """Write an end down, once its log and results are on the disk: it speaks for them, too."""
     if end.phase is RunPhase.EXITED:
-        for path in map(Path, (*record.writes, record.stdout, record.stderr, record.log_index)):
-            if path.is_dir():
-                flush_tree(path)
-            elif path.exists():
-                fsync_path(path)
+        flush_tree(Path(record.stdout).parent)  # results lie beside the log
+        if (index := Path(record.log_index)).exists():
+            fsync_path(index)
     shelf.write_end(record.run, end)
 
 

@@ -226,15 +226,16 @@ class WasmEngine:
             if seen.phase is not RunPhase.RUNNING:
                 await self._end_process(directory)
                 return
-            with contextlib.suppress(OSError):  # on a full disk too it is to end
-                records.write_stop(directory, self._clock.now().timestamp())
-            started = records.read_started(directory)
-            if started is not None:
-                started.process.kill()
+            if not (directory / records.OVER).exists():
+                with contextlib.suppress(OSError):  # on a full disk too it is to end
+                    records.write_stop(directory, self._clock.now().timestamp())
+                started = records.read_started(directory)
+                if started is not None:
+                    started.process.kill()
         try:
             await asyncio.wait_for(self.wait(run), _STOP_SECONDS_MAX)
         except TimeoutError as error:
-            raise UnavailableError(f"run {run} does not end, although it was killed") from error
+            raise UnavailableError(f"run {run} does not end") from error
         await self._end_process(directory)
 
     async def remove(self, run: str) -> None:

@@ -6,6 +6,8 @@ Each is written once and never changed:
                created it goes on, so that a run that was asked for twice runs once.
     exit.json  by the worker at an end that it sees, else by the zygote: how it ended; on disk
                before anyone is told.
+    over       by the worker, once no guest code runs any more: the end follows, as soon as what the
+               guest wrote is on disk. It is not to be killed for being slow.
     stop.json  by the agent, before it kills: the end that follows was wanted.
 """
 
@@ -22,6 +24,7 @@ from bacalhau.engines.processes import ProcessId
 RUN = "run.json"
 EXIT = "exit.json"
 STOP = "stop.json"
+OVER = "over"
 
 MESSAGE_LENGTH_MAX = 2000
 

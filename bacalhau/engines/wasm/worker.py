@@ -172,6 +172,8 @@ class _Run:
         except Exception as error:  # noqa: BLE001 whatever it is, it ends the run
             end = _ended(None, "EngineFault", f"unexpected {error!r}", is_fault=True)
         self._is_over = True
+        with contextlib.suppress(OSError):
+            (self._directory / records.OVER).touch()
         self._finish(end)
 
     def _confine(self) -> None:
@@ -396,16 +398,18 @@ class _Run:
             if writer is not None:
                 writer.sync()
             if self._is_over:  # others end the guest by leaving, and that has to be soon
-                self._sync_files()
+                self._sync_results()
         except OSError as error:
             return _ended(137, "EngineFault", f"its output was lost: {error}", is_fault=True)
         return end
 
-    def _sync_files(self) -> None:
-        """Flush what the guest could write to."""
+    def _sync_results(self) -> None:
+        """Flush what counts as the result. What the guest shares with others is not ours."""
+        outputs = Path(self._job["stdout"]).parent
         for preopen in self._job["preopens"]:
-            if preopen["writable"]:
-                flush_tree(Path(preopen["host"]))
+            host = Path(preopen["host"])
+            if preopen["writable"] and host.is_relative_to(outputs):
+                flush_tree(host)
 
     def _record(self, end: End) -> None:
         while True:

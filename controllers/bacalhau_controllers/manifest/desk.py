@@ -77,7 +77,7 @@ class PinDesk:
         proposed = self._state.cache.by_label("ManifestPart", PROPOSED_BY, execution.name)
         if not has_room(proposed, execution, ask.input, meta.name):
             return _refused(
-                ask, "ListingTooLong", f"input {ask.input} was listed in too many different ways"
+                ask, "TooManyListings", f"input {ask.input} was listed in too many different ways"
             )
         part = ManifestPart(
             metadata=meta.but(labels={PROPOSED_BY: execution.name}),

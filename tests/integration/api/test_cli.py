@@ -334,6 +334,12 @@ def test_logs_of_a_job_whose_node_is_away_are_not_whole(
     assert (code, out) == (6, "[0] out\n")
     assert "which is away" in err
     assert shell("logs", gone.name)[0] == 6
+    server.put(make_execution(job, 1, node="n2", phase=Phase.SUCCEEDED, stdout_tail="end\n"))
+    for words in (("logs", "a"), ("logs", gone.name)):
+        code, out, err = shell(*words)
+        assert code == 6, "these are only its last bytes"
+        assert out.endswith("end\n")
+        assert "last bytes" in err
 
 
 def test_download_of_a_job_that_goes_on(

@@ -59,7 +59,7 @@ async def test_what_a_container_wrote_is_on_the_disk_before_its_end(
     monkeypatch.setattr(watch, "flush_tree", flush)
     assert (await run(engine, workload)).exit_code == 0
     (results,) = (m.source for m in workload.mounts if m.target == "/outputs/r")
-    assert flushed == {results: False, elsewhere: False}
+    assert flushed == {results.parent: False}, "what is shared with others is not waited for"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ async def test_a_clock_that_is_set_makes_no_limit_of_time_early_or_late(
 ) -> None:
     engine = await lab.open()
     long = lab.workload("sleep 3600", timeout_seconds=600.0)
-    short = lab.workload("sleep 3600", timeout_seconds=8.0)
+    short = lab.workload("sleep 3600", timeout_seconds=20.0)
     await engine.start(long)
     await engine.start(short)
     began = time.monotonic()
     await engine.close(keep_running=True)
-    await asyncio.sleep(5.0)
+    await asyncio.sleep(15.0)
     real = SystemClock.now
 
     def now(clock: SystemClock) -> datetime:
@@ -145,7 +145,7 @@ async def test_a_clock_that_is_set_makes_no_limit_of_time_early_or_late(
     monkeypatch.setattr(SystemClock, "now", now)
     second = await lab.open()
     await asyncio.wait_for(second.wait(short.id), SECONDS_MAX)
-    assert 7.5 < time.monotonic() - began < 12.0
+    assert 19.5 < time.monotonic() - began < 32.0
     assert (await second.observe(long.id)).phase is RunPhase.RUNNING
 
 

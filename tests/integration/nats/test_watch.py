@@ -211,12 +211,12 @@ async def test_a_watch_that_was_current_goes_on_however_old_the_objects_are(
 ) -> None:
     """Also one that begins where it has been, as that of a new leader does."""
     monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.2)
-    async with open_store(server, proxy.url, tombstone_seconds=1) as store:
+    async with open_store(server, proxy.url, tombstone_seconds=4) as store:
         await create(store, node("a"))
         async with watching(store) as view:
             await view.synced()
             (synced,) = [event for event in view.events if isinstance(event, Synced)]
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(4.5)
             await store.acquire_lease("leader", "x", 60)  # the stream itself is not idle
             async with watching(store, synced.cursor) as second:
                 await second.synced()

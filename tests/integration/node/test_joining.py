@@ -8,6 +8,7 @@ import pytest
 
 from bacalhau.client import Client
 from bacalhau.nats.keys import new_seed, public_key
+from bacalhau.serve import compute
 from bacalhau.serve.compute import Compute
 from bacalhau.settings import ServeSettings
 from bacalhau.system import SystemClock, SystemIds
@@ -64,6 +65,20 @@ async def test_a_node_that_was_not_deleted_uses_up_no_token(
     token = a_token(server)
     await enrol(tmp_path, server.url, token)
     assert len(server.all("JoinToken")) == 1
+
+
+async def test_a_full_disk_keeps_no_node_from_starting(
+    tmp_path: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "node").mkdir()
+    kept = tmp_path / "node" / "membership.json"
+    kept.write_text(json.dumps({"name": "edge", "natsUrl": "nats://elsewhere:4222"}))
+    monkeypatch.setattr(compute, "write_private", full)
+    assert await enrol(tmp_path, server.url, a_token(server)) == "nats://elsewhere:4222"
+    assert the_nodes(server) == ["edge"]
 
 
 @pytest.mark.parametrize("is_up", [False, True])

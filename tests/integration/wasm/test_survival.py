@@ -454,6 +454,25 @@ async def test_a_start_that_was_stopped_on_its_way_to_a_worker_runs_nothing(
     assert (await engine.observe(workload.id)).message == "stopped"
 
 
+async def test_a_run_that_is_over_is_not_killed_while_it_flushes(
+    engine: WasmEngine, bench: Bench
+) -> None:
+    """What has ended well in time counts, however long the disk takes."""
+    workload = bench.wasm("hello", "--tick", "20")
+    await engine.start(workload)
+    (bench.state / "runs" / workload.id / records.OVER).touch()
+    await engine.stop(workload.id, 0)
+    seen = await engine.observe(workload.id)
+    assert (seen.phase, seen.exit_code) == (RunPhase.EXITED, 0)
+    other, endless = bench.wasm("hello"), bench.wasm("loop")
+    await engine.start(other)
+    await end(engine, other)
+    assert (bench.state / "runs" / other.id / records.OVER).exists(), "it says so itself"
+    await engine.start(endless)
+    await engine.stop(endless.id, 0)
+    assert not (bench.state / "runs" / endless.id / records.OVER).exists()
+
+
 @pytest.mark.parametrize("call", ["stop", "remove"])
 async def test_no_process_is_left_behind_an_end(
     engine: WasmEngine, bench: Bench, call: str

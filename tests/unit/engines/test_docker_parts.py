@@ -215,7 +215,7 @@ def test_records_survive_and_the_first_end_stands(tmp_path: Path) -> None:
     shelf.open()
     record = Record(
         "r.0", "out", "err", "log", 10,
-        writes=("/a", "/b"), ports=(("web", 1, 2, ""),), domains=("a.b",), gpus=("G",),
+        ports=(("web", 1, 2, ""),), domains=("a.b",), gpus=("G",),
     )  # fmt: skip
     shelf.write(record)
     assert Shelf(shelf.root).read("r.0") == record

@@ -13,13 +13,14 @@ END = End(0, 1.0)
 
 
 def at_its_end(tmp_path: Path, *, is_over: bool) -> worker._Run:
-    """A run that had two directories to write to, and one to read."""
+    """A run that had a result and a shared directory to write to, and one to read."""
     preopens = []
-    for name in ("out", "scratch", "in"):
-        (tmp_path / name).mkdir()
+    for name in ("outputs/r", "shared", "in"):
+        (tmp_path / name).mkdir(parents=True)
         host = str(tmp_path / name)
         preopens.append({"host": host, "guest": f"/{name}", "writable": name != "in"})
-    job: dict[str, Any] = {"directory": str(tmp_path), "preopens": preopens}
+    stdout = str(tmp_path / "outputs" / "stdout")
+    job: dict[str, Any] = {"directory": str(tmp_path), "stdout": stdout, "preopens": preopens}
     nothing = cast("Any", None)
     run = worker._Run(job, cast("socket.socket", nothing), nothing, nothing)
     run._is_over = is_over
@@ -27,13 +28,13 @@ def at_its_end(tmp_path: Path, *, is_over: bool) -> worker._Run:
 
 
 @pytest.mark.parametrize("is_over", [True, False])
-def test_what_the_guest_wrote_is_on_the_disk_before_its_end_is(
+def test_results_are_on_the_disk_before_the_end_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_over: bool
 ) -> None:
     flushed: list[Path] = []
     monkeypatch.setattr(worker, "flush_tree", flushed.append)
     assert at_its_end(tmp_path, is_over=is_over)._with_synced_output(END) is END
-    wanted = [tmp_path / "out", tmp_path / "scratch"]
+    wanted = [tmp_path / "outputs" / "r"]
     assert flushed == (wanted if is_over else []), "one that is cut off is ended at once"
 
 

@@ -197,7 +197,7 @@ async def test_an_execution_proposes_so_many_parts_and_no_more(
         reply = await world.desk.answer(ask)
         assert isinstance(reply, Refused) == (number >= 4)
     assert isinstance(reply, Refused)
-    assert reply.reason == "ListingTooLong"
+    assert reply.reason == "TooManyListings"
     # What is there already may be sent again; and another execution has room of its own.
     assert isinstance(await world.desk.answer(ask_of(world, 0, digest=digest(0))), PinReply)
     assert isinstance(await world.desk.answer(ask_of(world, 1, digest=digest(9))), PinReply)
