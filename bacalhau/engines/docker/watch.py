@@ -352,14 +352,16 @@ class Watch:
     async def _complete(
         self, run: Watched, copy: LogCopy, follower: "asyncio.Task[None] | None"
     ) -> bool:
-        """Bring the log to its end. The follower's own end says so; else it is read once more."""
+        """Bring the log to its end: once the container has ended it is read once more as a whole.
+        That the follower came to an end says nothing: where a container ends soon after it wrote,
+        engines (20.10 at least) end what follows its log before the last lines of it."""
+        if follower is not None and not run.is_cut:
+            await asyncio.wait({follower}, timeout=DRAIN_SECONDS)
+            if follower.done():
+                self._judge(run, follower)
+            await self._settle(follower)
         if run.is_cut:
             return True
-        if follower is not None:
-            await asyncio.wait({follower}, timeout=DRAIN_SECONDS)
-            if follower.done() and self._judge(run, follower):
-                return True
-            await self._settle(follower)
         again = asyncio.create_task(copy.follow(live=False))
         try:
             await asyncio.wait({again})

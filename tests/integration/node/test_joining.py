@@ -44,7 +44,7 @@ async def enrol(root: Path, url: str, token: str) -> str:
 async def test_a_deleted_node_comes_back_with_a_token(
     tmp_path: Path, server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="bacalhau")
     with pytest.raises(InvalidError, match="has not joined"):
         await enrol(tmp_path, server.url, "")
     await enrol(tmp_path, server.url, a_token(server))

@@ -129,7 +129,7 @@ def test_a_forecast_has_a_bound_and_says_that_there_is_more() -> None:
 
 
 def test_a_plan_is_not_told_as_if_it_had_happened(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="bacalhau_controllers")
     with applier() as (apply, bench, _):
         plan = bench.loop.run_until_complete(apply.plan(ChangeSet(wanted("a"))))
     assert plan.summary.start == 1
