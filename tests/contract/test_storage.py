@@ -25,6 +25,7 @@ from bacalhau.transfer.s3 import S3Access
 from bacalhau_api.errors import TerminalError
 from bacalhau_api.v1.job import InputSource, SpecConfig
 from bacalhau_controllers.runner.ports import Fetched, Storage
+from tests.support.flushes import record_fsyncs
 from tests.support.inputs import LOOPBACK, MIB, USE, input_cache, item
 from tests.support.s3 import READER, S3Server
 from tests.support.web import File, web_site
@@ -415,14 +416,7 @@ async def test_inline_data_are_on_the_disk_before_they_count(
     into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a power failure nobody fetches them again."""
-    flushed: list[Path] = []
-    real = os.fsync
-
-    def fsync(file: int) -> None:
-        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")))
-        real(file)
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    flushed = record_fsyncs(monkeypatch)
     monkeypatch.setattr(inline, "sync_file_system", flushed.append)
     got = await InlineStorage().fetch(item("inline", url=data_url(b"1")), into, USE)
     assert flushed == [got.source, got.source.parent]

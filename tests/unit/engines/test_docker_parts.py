@@ -1,6 +1,5 @@
 """The docker engine's pure parts: what a container is to be, what its end means, and the rest."""
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from bacalhau_api.v1.job import Network, NetworkType, Port, Resources
 from bacalhau_controllers.runner.ports import Observation, RunPhase
 from bacalhau_controllers.runner.state import Instant
 from tests.support.engines import Bench
+from tests.support.flushes import record_fsyncs
 
 MIB = 1024 * 1024
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -243,21 +243,14 @@ def test_records_and_ends_are_on_the_disk_once_they_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file before it has its name, then the names."""
-    flushed: list[str] = []
-    real = os.fsync
-
-    def fsync(file: int) -> None:
-        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
-        real(file)
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    flushed = record_fsyncs(monkeypatch)
     shelf = Shelf(tmp_path / "runs")
     shelf.open()
     shelf.write(Record("r.0", "out", "err", "log", 10))
-    assert flushed == ["run.json.new", "r.0", "runs"]
+    assert [path.name for path in flushed] == ["run.json.new", "r.0", "runs"]
     flushed.clear()
     shelf.write_end("r.0", Observation(RunPhase.EXITED, 3))
-    assert flushed == ["end.json.new", "r.0"]
+    assert [path.name for path in flushed] == ["end.json.new", "r.0"]
 
 
 def test_ports_of_a_range() -> None:

@@ -14,6 +14,7 @@ from bacalhau.node.workspace import DiskWorkspace
 from bacalhau.system import SystemClock
 from bacalhau_api.errors import InvalidError, NotFoundError, TerminalError, TransientError
 from bacalhau_controllers.runner.ports import Layout
+from tests.support.flushes import record_fsyncs
 
 
 @pytest.fixture
@@ -122,19 +123,12 @@ async def test_outputs_are_summed_up(workspace: DiskWorkspace, layout: Layout) -
 async def test_a_finished_result_is_on_the_disk_before_it_is_reported(
     workspace: DiskWorkspace, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flushed: list[str] = []
-    real = os.fsync
-
-    def fsync(file: int) -> None:
-        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
-        real(file)
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    flushed = record_fsyncs(monkeypatch)
     layout.stdout.write_text("x")
     layout.stderr.write_text("")
     (layout.result("r") / "file").write_text("x")
     await workspace.collect(layout, 0)
-    assert set(flushed) == {"stdout", "exitCode", "file", "outputs"}
+    assert {path.name for path in flushed} == {"stdout", "exitCode", "file", "outputs"}
 
 
 async def test_links_devices_and_fifos_are_passed_over(
