@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bacalhau.engines.processes import ProcessId
+from bacalhau.flush import fsync_path
 
 RUN = "run.json"
 EXIT = "exit.json"
@@ -127,11 +128,7 @@ def _write_once(directory: Path, name: str, data: Mapping[str, Any], *, is_durab
     finally:
         os.unlink(temporary)
     if is_durable:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        fsync_path(directory)
     return True
 
 
