@@ -46,10 +46,11 @@ class LogPrinter:
             self._write(record.stream, f"{self._prefix(record.execution)}{line}\n")
 
     def _note_attempt(self, record: "LogRecord") -> None:
-        """A slot's next attempt begins its output anew: said, so that two are not read as one."""
+        """A slot's next attempt begins its output anew: said, so that two are not read as one. So
+        is an earlier one that goes on, where two ran at the same time."""
         before = self._attempts.get(record.slot, record.attempt)
         self._attempts[record.slot] = record.attempt
-        if record.attempt > before:
+        if record.attempt != before:
             exits.note(f"[{record.execution}] attempt {record.attempt + 1} of slot {record.slot}")
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bacalhau.logturns import in_turn
 from bacalhau.node.reader import OutputReader
 from bacalhau_api.errors import BacalhauError
 from bacalhau_api.v1.execution import Execution, Phase
@@ -102,10 +103,13 @@ async def read_all(
     try:
         while True:
             active = sum(not task.done() for task in tasks.values())
-            for execution in find():
-                if execution.metadata.uid not in tasks and active < FOLLOWED_MAX:
-                    tasks[execution.metadata.uid] = asyncio.create_task(copy(execution))
-                    active += 1
+            for execution in in_turn(find(), lambda e: tasks[e.metadata.uid].done()):
+                if execution.metadata.uid in tasks:
+                    continue
+                if active >= FOLLOWED_MAX:
+                    break
+                tasks[execution.metadata.uid] = asyncio.create_task(copy(execution))
+                active += 1
             if not active and queue.empty():
                 return
             try:

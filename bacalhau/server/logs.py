@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bacalhau.logturns import in_turn
 from bacalhau.server.ports import LogStream, Services
 from bacalhau.server.waiter import Waiter, rings
 from bacalhau_api.errors import BacalhauError, NotFoundError, UnavailableError
@@ -69,8 +70,12 @@ class Logs:
     async def of_execution(self, ref: Ref, query: LogQuery) -> AsyncGenerator[Record | None, None]:
         """Records of one execution, to its end if followed. Raises UnavailableError if its node
         is away, nothing is followed, and the orchestrator itself holds no part of the log."""
-        reader = _Reader(self._services, ref, query)
-        async with self._waiter.bell(ref) as bell:
+        async with aclosing(self._read(_Reader(self._services, ref, query))) as records:
+            async for record in records:
+                yield record
+
+    async def _read(self, reader: "_Reader") -> AsyncGenerator[Record | None, None]:
+        async with self._waiter.bell(reader.ref) as bell:
             while not reader.is_done:
                 self._check_open()
                 records = await reader.read()
@@ -87,25 +92,25 @@ class Logs:
         """Records of all executions of one generation (the present one by default), as they come.
         New executions are joined in while it is followed; it ends when the job has."""
         queue: asyncio.Queue[Record] = asyncio.Queue(QUEUE_RECORDS_MAX)
-        readers: dict[str, asyncio.Task[None]] = {}
+        readings: dict[str, _Reading] = {}
         try:
             async with self._waiter.bell(ref) as bell:
                 while True:
                     self._check_open()
                     is_over, executions = self._look(ref, generation)
-                    skipped = self._join(executions, readers, queue, query, bell)
+                    skipped = self._join(executions, readings, queue, query, bell)
                     if queue.empty():
                         yield None
                     while not queue.empty():
                         yield queue.get_nowait()
-                    is_read = all(task.done() for task in readers.values()) and queue.empty()
+                    is_read = all(one.task.done() for one in readings.values()) and queue.empty()
                     if is_read and not skipped and (is_over or not query.follow):
                         return
                     await rings(bell, WAIT_SECONDS)
         finally:
-            for task in readers.values():
-                task.cancel()
-            await asyncio.gather(*readers.values(), return_exceptions=True)
+            for reading in readings.values():
+                reading.task.cancel()
+            await asyncio.gather(*(r.task for r in readings.values()), return_exceptions=True)
 
     def _look(self, ref: Ref, generation: int | None) -> tuple[bool, list[Execution]]:
         """Whether nothing more will come, and the executions there are."""
@@ -116,47 +121,45 @@ class Logs:
         wanted = generation or job.metadata.generation
         owned = [e for e in cache.owned_by(job.metadata.uid, "Execution")]
         mine = [e for e in owned if isinstance(e, Execution) and e.spec.slot.generation == wanted]
-        mine.sort(key=lambda e: (e.spec.slot.partition, e.spec.slot.node, e.spec.attempt))
         is_over = job.is_over or wanted < job.metadata.generation
         return is_over, mine
 
     def _join(
         self,
         executions: list[Execution],
-        readers: dict[str, asyncio.Task[None]],
+        readings: dict[str, "_Reading"],
         queue: asyncio.Queue[Record],
         query: LogQuery,
         bell: asyncio.Event,
     ) -> bool:
         """Begin to read what is not read yet. True if some have to wait until others have ended."""
-        active = sum(not task.done() for task in readers.values())
-        for execution in executions:
-            if execution.name in readers:
+        active = sum(not one.task.done() for one in readings.values())
+        for execution in in_turn(executions, lambda e: readings[e.name].holds_up_nobody):
+            if execution.name in readings:
                 continue
             if active >= FOLLOWED_MAX:
                 return True
             active += 1
-            asked = query.of(execution.name)
-            task = asyncio.create_task(self._copy(execution.ref, asked, queue, bell))
+            reader = _Reader(self._services, execution.ref, query.of(execution.name))
+            task = asyncio.create_task(self._copy(reader, queue, bell))
             task.add_done_callback(lambda _: bell.set())
-            readers[execution.name] = task
-        return False
+            readings[execution.name] = _Reading(reader, task)
+        return any(execution.name not in readings for execution in executions)
 
     async def _copy(
         self,
-        ref: Ref,
-        query: LogQuery,
+        reader: "_Reader",
         queue: asyncio.Queue[Record],
         bell: asyncio.Event,
     ) -> None:
         try:
-            async with aclosing(self.of_execution(ref, query)) as records:
+            async with aclosing(self._read(reader)) as records:
                 async for record in records:
                     if record is not None:
                         await queue.put(record)
                         bell.set()
         except BacalhauError as error:
-            notice: Record = {"execution": ref.name, "notice": error.message}
+            notice: Record = {"execution": reader.ref.name, "notice": error.message}
             await queue.put(notice | {"reason": error.reason})
 
 
@@ -165,11 +168,11 @@ class _Reader:
 
     def __init__(self, services: Services, ref: Ref, query: LogQuery) -> None:
         self._services = services
-        self._ref = ref
+        self.ref = ref
         self._query = query
         self._offset: int | None = None if query.tail is not None else query.offset
         self._tail = query.tail
-        self._is_away = False
+        self.is_away = False
         self._has_read = False
         self._since = services.clock.monotonic()
         self.is_done = False
@@ -178,7 +181,7 @@ class _Reader:
     async def read(self) -> list[Record]:
         """The next records; sets `is_done`, and `must_wait` if reading again at once is no use."""
         self.must_wait = False
-        execution = self._services.state.cache.get(self._ref)
+        execution = self._services.state.cache.get(self.ref)
         if not isinstance(execution, Execution):
             self.is_done = True
             return [self._notice("the execution was deleted")]
@@ -190,8 +193,8 @@ class _Reader:
         try:
             chunk = await self._services.nodes.read_log(
                 execution.spec.node,
-                self._ref.namespace,
-                self._ref.name,
+                self.ref.namespace,
+                self.ref.name,
                 self._query.stream,
                 self._offset,
                 self._tail,
@@ -201,8 +204,8 @@ class _Reader:
             return self._away(execution, error)
         except NotFoundError as error:
             return self._absent(execution, error.message)
-        notices = [self._notice(f"node {execution.spec.node} is back")] if self._is_away else []
-        self._is_away = False
+        notices = [self._notice(f"node {execution.spec.node} is back")] if self.is_away else []
+        self.is_away = False
         if chunk.error:
             return notices + self._absent(execution, chunk.error)
         is_early = self._services.clock.monotonic() - started < wait_seconds / 2
@@ -238,9 +241,9 @@ class _Reader:
         waits = self._services.clock.monotonic() - self._since < GRACE_SECONDS
         if self._query.follow and (waits or not execution.is_final):
             self.must_wait = True
-            if self._is_away:
+            if self.is_away:
                 return []
-            self._is_away = True
+            self.is_away = True
             return [self._notice(f"node {node} is away; its log goes on when it is back")]
         self.is_done = True
         tails = [
@@ -250,7 +253,7 @@ class _Reader:
         ]
         if not tails or self._offset:
             raise UnavailableError(
-                f"the log of {self._ref.name} is on node {node}, which is away: {error.message}",
+                f"the log of {self.ref.name} is on node {node}, which is away: {error.message}",
                 hint="it can be read when the node is back; bacalhau describe shows what is known",
                 reason="NodeAway",
             )
@@ -264,7 +267,7 @@ class _Reader:
         return [notice, *pieces]
 
     def _notice(self, text: str) -> Record:
-        return {"execution": self._ref.name, "notice": text}
+        return {"execution": self.ref.name, "notice": text}
 
     def _record(self, execution: Execution, piece: LogPiece) -> Record:
         record: Record = {
@@ -277,6 +280,16 @@ class _Reader:
         if piece.time is not None:
             record["time"] = piece.time.isoformat().replace("+00:00", "Z")
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    reader: _Reader
+    task: asyncio.Task[None]
+
+    @property
+    def holds_up_nobody(self) -> bool:
+        return self.task.done() or self.reader.is_away
 
 
 def _tails(execution: Execution) -> list[tuple[Any, str]]:

@@ -36,6 +36,8 @@ class FolderNodes:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.away: set[str] = set()
+        self.slow: dict[str, float] = {}
+        """By execution: how long each read of its log takes, in seconds."""
         self.reads = 0
 
     def directory(self, node: str, namespace: str, execution: str) -> Path:
@@ -74,6 +76,7 @@ class FolderNodes:
     ) -> LogChunk:
         """Offsets count bytes of stdout and stderr together, stdout first."""
         self.reads += 1
+        await asyncio.sleep(self.slow.get(execution, 0.0))
         outputs = self._outputs(node, namespace, execution)
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while True:

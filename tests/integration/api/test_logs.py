@@ -87,6 +87,37 @@ def test_follow_a_job_joins_in_new_executions(client: Client, server: RunningSer
     assert seen == [("0", "first\n"), ("1", "second\n")]
 
 
+@pytest.mark.parametrize("follow", [False, True])
+def test_attempts_of_a_slot_come_one_after_the_other(
+    client: Client, server: RunningServer, follow: bool
+) -> None:
+    """The first one's log is long and comes late; the second one's is there at once."""
+    job = stored_job(phase=JobPhase.FAILED)
+    first = make_execution(job, phase=Phase.FAILED)
+    second = make_execution(job, attempt=1, phase=Phase.FAILED)
+    server.nodes.slow[first.name] = 0.2
+    for execution, text in ((first, "one\n"), (second, "two\n")):
+        server.nodes.write("n1", execution.name, "stdout", text)
+        server.nodes.finish("n1", execution.name)
+    server.put(job, first, second)
+    records = list(client.logs(job, follow=follow))
+    assert [(r.attempt, r.text) for r in records] == [(0, "one\n"), (1, "two\n")]
+
+
+@pytest.mark.parametrize("phase", [Phase.FAILED, Phase.RUNNING], ids=["ended", "running"])
+def test_an_attempt_on_a_node_that_is_away_does_not_hide_the_next(
+    client: Client, server: RunningServer, phase: Phase
+) -> None:
+    job = stored_job(phase=JobPhase.RUNNING)
+    first = make_execution(job, node="gone", phase=phase)
+    second = make_execution(job, attempt=1, phase=Phase.RUNNING)
+    server.nodes.away.add("gone")
+    server.nodes.write("n1", second.name, "stdout", "two\n")
+    server.put(job, first, second, make_node())
+    told = (r.text for r in client.logs(job, follow=True) if r.text)
+    assert next(told) == "two\n"
+
+
 def test_follow_waits_for_an_execution_that_has_not_begun(
     client: Client, server: RunningServer
 ) -> None:

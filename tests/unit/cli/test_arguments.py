@@ -130,6 +130,16 @@ def test_log_lines_of_several_slots_do_not_mix(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "[1] uno\n[0] one two\n[1] dos tres\n[0] three\n"
 
 
+def test_another_attempt_of_a_slot_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = LogPrinter(with_prefix=False, is_raw=False)
+    for attempt in (0, 0, 1, 0):
+        name = f"e{attempt}"
+        printer.show(
+            LogRecord(execution=name, slot="0", attempt=attempt, stream="stdout", text="x")
+        )
+    assert capsys.readouterr().err == "[e1] attempt 2 of slot 0\n[e0] attempt 1 of slot 0\n"
+
+
 JOB_TEXT = "{apiVersion: bacalhau.org/v1, kind: Job, metadata: {name: NAME}, spec: {type: batch, tasks: [{name: main, engine: {type: noop}}]}}"
 
 
