@@ -125,7 +125,8 @@ def test_kill9_at_a_random_moment(cluster: Cluster, victim: str, seed: int) -> N
     assert len(executions) == PARTITIONS, "no second attempt was needed"
     runs = {e["metadata"]["name"]: e["status"]["report"]["run"] for e in executions}
     assert set(runs.values()) == {1}, f"something was run twice: {runs}"
-    logs = cluster.run("logs", name).stdout
+    # Followed, it waits for nodes that have yet to come back.
+    logs = cluster.run("logs", "--follow", name).stdout
     assert logs.count("tick 9") == PARTITIONS, logs
 
 

@@ -59,7 +59,7 @@ ASK_AGAIN_SECONDS = 30.0
 """Between hellos while the node is not approved, or its ledger cannot be written."""
 
 SHORT_SECONDS = 10.0
-"""A session shorter than this makes the next one wait longer."""
+"""A session shorter than this makes the next one over the same line wait longer."""
 
 
 class Desk(Protocol):
@@ -146,6 +146,7 @@ class Session:
         self._ids = ids
         self._request_seconds = request_seconds
         self._up = asyncio.Event()
+        self._is_broken = asyncio.Event()
         self._over = asyncio.Event()
         self._over_reason = ""
         self._welcomed = asyncio.Event()
@@ -174,14 +175,20 @@ class Session:
         pause = PAUSE_SECONDS
         while True:
             await self._up.wait()
+            if self._is_broken.is_set():
+                self._is_broken.clear()
+                pause = PAUSE_SECONDS  # how the last line did says nothing of this one
             began = self._clock.monotonic()
             over = await self._one()
             is_short = self._clock.monotonic() - began < SHORT_SECONDS
             pause = min(pause * 2, PAUSE_SECONDS_MAX) if is_short else PAUSE_SECONDS
-            if self._link.is_up:
+            if not self._is_broken.is_set():
                 seconds = max(over.again_seconds, pause) * self._rng.uniform(0.75, 1.25)
                 self.standing.again = self._desk.now().plus(seconds)
-                await self._clock.sleep(seconds)
+                await until_first(pause=self._clock.sleep(seconds), line=self._next_line())
+
+    async def _next_line(self) -> None:
+        await self._is_broken.wait()
 
     # -- one session ---------------------------------------------------------------------------
 
@@ -370,6 +377,7 @@ class Session:
 
     def _on_down(self) -> None:
         self._up.clear()
+        self._is_broken.set()
         self.hello_again("the link is down")
 
     async def _on_changes(self, changes: Changes) -> Applied | None:

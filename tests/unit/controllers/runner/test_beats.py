@@ -6,11 +6,13 @@ import pytest
 
 from bacalhau_api.errors import TransientError, UnavailableError
 from bacalhau_api.v1.node import HeldInput, NodeInfo
-from bacalhau_api.wire import Beat, Hello
+from bacalhau_api.wire import Beat, Hello, Refused
 from bacalhau_controllers.runner.fakes import Reply, Request
 from bacalhau_controllers.runner.ports import Health
 from tests.support.runner import Hub, World
 from tests.support.simclock import SimLoop
+
+NOT_YET = Refused(node="", session="", reason="Starting", message="not yet", again_seconds=0)
 
 
 @pytest.fixture
@@ -72,3 +74,38 @@ def test_which_inputs_are_here_is_told_when_it_changes(loop: SimLoop) -> None:
     shelf.held = ()
     loop.advance(30)
     assert w.live.info().held_inputs, "what could not be asked is as it was"
+
+
+def test_a_new_line_is_tried_at_once_however_the_last_one_did(loop: SimLoop) -> None:
+    """The orchestrator is away while the line is up, as when it starts again behind its NATS."""
+    w = World(loop)
+    w.start()
+    line = w.hub.link
+    assert line is not None
+    w.hub.refuse = NOT_YET
+    loop.advance(300)
+    w.hub.refuse = None
+    said = len(w.hub.hellos)
+    line.set_up(False)
+    loop.advance(0.1)
+    line.set_up(True)
+    loop.advance(0.1)
+    assert len(w.hub.hellos) == said + 1
+
+
+def test_an_earlier_line_makes_nobody_wait(loop: SimLoop) -> None:
+    """Several restarts of NATS in a row, each with a hello that came too early."""
+    w = World(loop)
+    w.start()
+    line = w.hub.link
+    assert line is not None
+    for _ in range(8):
+        loop.advance(3)
+        line.set_up(False)
+        w.hub.refuse = NOT_YET
+        line.set_up(True)
+        loop.advance(0.1)
+        w.hub.refuse = None
+        said = len(w.hub.hellos)
+        loop.advance(1)
+        assert len(w.hub.hellos) == said + 1
