@@ -18,13 +18,15 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlencode
 
 import docker
+import docker.constants
 import docker.errors
 import httpx
 import requests
+from docker.transport import unixconn
 
 from bacalhau.engines.docker.options import socket_path
 from bacalhau.engines.processes import read_stat
@@ -266,22 +268,65 @@ class EngineClient:
 def _connect(host: str, version: str, seconds: float) -> docker.APIClient:
     _check_listens(host, seconds)
     try:
-        api = docker.APIClient(
-            base_url=host,
-            version=version or "auto",
-            timeout=int(seconds),
-            max_pool_size=_CALL_THREADS,
-        )
-    except docker.errors.DockerException as error:
+        if not version:
+            any_version = docker.constants.DEFAULT_DOCKER_API_VERSION
+            with contextlib.closing(_client(host, any_version, seconds)) as api:
+                version = api.version(api_version=False)["ApiVersion"]
+        return _client(host, version, seconds)
+    except (docker.errors.DockerException, requests.RequestException, OSError) as error:
         raise UnavailableError(
             f"no Docker engine answers at {host}: {_short(error)}", reason=ENGINE_DOWN
         ) from error
+    except (KeyError, ValueError) as error:
+        message = f"what answers at {host} is no Docker engine: it tells no version of its API"
+        raise UnavailableError(message, reason=ENGINE_DOWN) from error
+
+
+def _client(host: str, version: str, seconds: float) -> docker.APIClient:
+    api = docker.APIClient(host, version, timeout=int(seconds))
+    api.mount("http+docker://", _Adapter(host, int(seconds)))
     api.trust_env = False  # no proxies, no .netrc: it is a socket of this machine
     return api
 
 
+class _Adapter(unixconn.UnixHTTPAdapter):
+    """docker-py's way to the engine, with connections of ours."""
+
+    def __init__(self, host: str, timeout: int) -> None:
+        super().__init__(f"http+{host}", timeout, max_pool_size=_CALL_THREADS)
+
+    def get_connection(self, url: Any, proxies: Any = None) -> "_Pool":
+        """The connections for a URL."""
+        with self.pools.lock:
+            pool: _Pool | None = self.pools.get(url)
+            if pool is None:
+                pool = _Pool(url, self.socket_path, self.timeout, maxsize=self.max_pool_size)
+                self.pools[url] = pool
+            return pool
+
+
+class _Pool(unixconn.UnixHTTPConnectionPool):
+    def _new_conn(self) -> Any:
+        return _Connection(self.base_url, self.socket_path, cast(int, self.timeout))
+
+
+class _Connection(unixconn.UnixHTTPConnection):
+    """Closes its socket also if nobody listens; docker-py leaves it to the garbage collector."""
+
+    def connect(self) -> None:
+        """Open the socket. Raises OSError."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self.timeout)
+            sock.connect(self.unix_socket)
+        except OSError:
+            sock.close()
+            raise
+        self.sock = sock
+
+
 def _check_listens(host: str, seconds: float) -> None:
-    """Raises UnavailableError if nobody listens. (docker-py loses a socket when that is so.)"""
+    """Raises UnavailableError if nobody listens, in words that docker-py does not find."""
     with _connected(host, seconds):
         pass
 

@@ -1,12 +1,14 @@
 """The docker engine's pure parts: what a container is to be, what its end means, and the rest."""
 
+import gc
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bacalhau.engines.docker import ends, gpus
+from bacalhau.engines.docker import client, ends, gpus
 from bacalhau.engines.docker.body import Place, PortMapping, create_body
 from bacalhau.engines.docker.images import Reference
 from bacalhau.engines.docker.logs import FrameError, Frames
@@ -15,7 +17,7 @@ from bacalhau.engines.docker.options import DockerOptions, engine_host
 from bacalhau.engines.docker.ports import PortRange, variables
 from bacalhau.engines.docker.records import Record, Shelf, Stop
 from bacalhau.engines.docker.strays import end_strays
-from bacalhau_api.errors import InvalidError, TerminalError, TransientError
+from bacalhau_api.errors import InvalidError, TerminalError, TransientError, UnavailableError
 from bacalhau_api.params import DockerParams
 from bacalhau_api.v1.job import Network, NetworkType, Port, Resources
 from bacalhau_controllers.runner.ports import Observation, RunPhase
@@ -315,3 +317,16 @@ def test_only_a_whole_id_says_whose_processes_to_end(name: str) -> None:
     with pytest.raises(ValueError, match="whole id"):
         end_strays(name)
     assert end_strays("0" * 64) == 0
+
+
+def test_a_call_that_nobody_takes_leaves_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is killed between the look whether it listens and the call."""
+    monkeypatch.setattr(client, "_check_listens", lambda host, seconds: None)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(UnavailableError, match="no Docker engine answers"):
+            client._connect(f"unix://{tmp_path}/none", "", 5.0)
+        gc.collect()
+    assert seen == []
