@@ -143,7 +143,21 @@ class Cluster:
         )  # fmt: skip
         agent.start()
         self.agents[name] = agent
+        self.until_heard(name)
         return agent
+
+    def until_heard(self, name: str) -> None:
+        """Wait until the orchestrator hears a node. An agent is ready as soon as it has taken up
+        its work; only from now on more is placed on it."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            nodes = json.loads(self.run("get", "nodes", "-o", "json").stdout)["items"]
+            contacts = {n["metadata"]["name"]: n["status"].get("contact") for n in nodes}
+            if contacts.get(name) == "Reachable":
+                return
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name} is not heard: {contacts}\n{self.agents[name].tail()}")
+            time.sleep(0.1)
 
     def run(
         self, *args: str, check: bool = True, timeout: float = 120

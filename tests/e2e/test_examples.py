@@ -51,6 +51,7 @@ class Fleet(Cluster):
         agent.data_dir.mkdir()
         agent.start()
         self.agents[node] = agent
+        self.until_heard(node)
 
     def apply(self, example: str) -> None:
         """As its README says."""
