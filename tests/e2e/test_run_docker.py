@@ -55,7 +55,7 @@ def test_the_exit_code_is_that_of_the_container(cluster: Cluster) -> None:
 
 def test_what_the_node_lacks_is_said_while_it_waits(cluster: Cluster) -> None:
     done = cluster.run(
-        "docker", "run", "--wait-timeout", "2", "--gpu", "7", BUSYBOX, "true", check=False
+        "docker", "run", "--wait-timeout", "5", "--gpu", "7", BUSYBOX, "true", check=False
     )
     assert done.returncode == 4
     assert "waiting: " in done.stderr
