@@ -85,6 +85,13 @@ class Lab:
             return details
 
 
+def be_patient(engine: DockerEngine, seconds: float) -> None:
+    """Let it wait so long for each answer from now on. Only while answers are to be missing may that
+    be short: what a busy machine does well may take it some seconds."""
+    client = engine._opened().client
+    client._call_seconds = client._start_seconds = seconds
+
+
 async def run(engine: DockerEngine, workload: Workload) -> Observation:
     """Start it and wait for its end."""
     await engine.start(workload)

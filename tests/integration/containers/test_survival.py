@@ -11,7 +11,7 @@ from bacalhau.engines.docker import DockerEngine
 from bacalhau_api.errors import TransientError
 from bacalhau_api.v1.job import Resources
 from bacalhau_controllers.runner.ports import Mount, Observation, RunPhase
-from tests.support.docker_lab import SECONDS_MAX, Lab, output, until
+from tests.support.docker_lab import SECONDS_MAX, Lab, be_patient, output, until
 from tests.support.dockerd import Dockerd, running_dockerd
 
 TICKS = "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i; echo err $i >&2; sleep 0.05; done"
@@ -66,10 +66,14 @@ async def test_a_log_goes_on_where_it_was_whoever_reads_it(lab: Lab) -> None:
 
 async def test_an_end_that_nobody_saw(lab: Lab) -> None:
     engine = await lab.open()
-    workload = lab.workload("echo before; sleep 1; echo after; exit 9")
+    gate = lab.root / "gate"
+    gate.mkdir()
+    script = "echo before; until [ -e /gate/go ]; do sleep 0.05; done; echo after; exit 9"
+    workload = lab.workload(script, mounts=(Mount(gate, "/gate"),))
     await engine.start(workload)
     await until(lambda: output(workload) == "before\n")
     await engine.close(keep_running=True)
+    (gate / "go").touch()
     await until(lambda: lab.inspect(workload)["State"]["Status"] == "exited")
     second = await lab.open()
     seen = await second.observe(workload.id)
@@ -211,14 +215,16 @@ async def test_what_an_engine_took_along_is_interrupted_also_if_its_record_is_sp
 async def test_an_engine_that_stands_still_for_a_while(mortal_lab: Lab) -> None:
     """It answers nobody, then goes on: nothing is lost, nothing is taken for ended."""
     lab = mortal_lab
-    engine = await lab.open(call_seconds=1.0)
+    engine = await lab.open()
     workload = lab.workload(TICKS % 40, resources=Resources(memory_bytes=1 << 26))
     await engine.start(workload)
     await until(lambda: "line 2\n" in output(workload))
     lab.dockerd.pause()
+    be_patient(engine, 1.0)
     try:
         assert not (await engine.health()).is_available
     finally:
+        be_patient(engine, 20.0)
         lab.dockerd.resume()
     seen = await engine.observe(workload.id)
     while seen.phase is RunPhase.RUNNING:

@@ -15,7 +15,7 @@ from bacalhau_controllers.runner.guard import ENGINE_FAULT, GuardedEngine
 from bacalhau_controllers.runner.ports import RunPhase
 from bacalhau_controllers.runner.state import Limits
 from tests.support.docker_faults import FaultProxy, fault_proxy
-from tests.support.docker_lab import SECONDS_MAX, Lab, output, run, until
+from tests.support.docker_lab import SECONDS_MAX, Lab, be_patient, output, run, until
 from tests.support.dockerd import Dockerd
 
 START = r"POST .*/start"
@@ -23,6 +23,7 @@ INSPECT = r"GET .*/containers/[^/]+/json"
 LIST = r"GET .*/containers/json"
 EVENTS = r"GET .*/events"
 LOGS = r"GET .*/logs"
+LONG, SHORT = 20.0, 5.0
 
 
 @pytest.fixture
@@ -38,12 +39,13 @@ async def test_a_wedged_engine_is_noticed_while_it_still_answers(
 ) -> None:
     """Starts hang, questions are answered. What runs is not harmed; the node says what is wrong;
     and when the engine is well again, the very same run starts, once."""
-    engine = await lab.open(proxy.host, start_seconds=2.0)
+    engine = await lab.open(proxy.host)
     guard = GuardedEngine("docker", engine, SystemClock(), Limits(), starts_max=4)
     await guard.check()
     running = lab.workload("sleep 3600")
     await guard.start(running)
     fault = proxy.add(START, "hang")
+    be_patient(engine, SHORT)
     stuck = lab.workload("echo once")
     with pytest.raises(UnavailableError) as caught:
         await asyncio.wait_for(guard.start(stuck), SECONDS_MAX)
@@ -59,6 +61,7 @@ async def test_a_wedged_engine_is_noticed_while_it_still_answers(
     assert (await guard.observe(stuck.id)).phase is RunPhase.ABSENT
     assert (await guard.stop(running.id, 0.0)).reason == "Killed"
     proxy.heal()
+    be_patient(engine, LONG)
     assert (await run(engine, stuck)).exit_code == 0
     assert output(stuck) == "once\n"
 
@@ -66,14 +69,16 @@ async def test_a_wedged_engine_is_noticed_while_it_still_answers(
 async def test_threads_that_hang_are_bounded_and_hold_up_nothing_else(
     lab: Lab, proxy: FaultProxy
 ) -> None:
-    engine = await lab.open(proxy.host, start_seconds=1.0, starts_max=2)
+    engine = await lab.open(proxy.host, starts_max=2)
     ended = lab.workload("exit 4")
     assert (await run(engine, ended)).exit_code == 4
     fault = proxy.add(START, "hang")
+    be_patient(engine, 2.0)
     starts = [asyncio.create_task(engine.start(lab.workload("true"))) for _ in range(5)]
     done = await asyncio.wait_for(asyncio.gather(*starts, return_exceptions=True), SECONDS_MAX)
     assert all(isinstance(error, UnavailableError) for error in done)
     assert fault.peak <= 2
+    be_patient(engine, LONG)
     assert (await asyncio.wait_for(engine.observe(ended.id), SECONDS_MAX)).exit_code == 4
     assert (await engine.health()).is_available
 
@@ -100,11 +105,14 @@ async def test_many_streams_leave_room_for_calls(dockerd: Dockerd) -> None:
 async def test_a_start_whose_answer_is_lost_is_found_and_not_repeated(
     lab: Lab, proxy: FaultProxy
 ) -> None:
-    engine = await lab.open(proxy.host, start_seconds=1.0)
+    engine = await lab.open(proxy.host)
     workload = lab.workload("echo once; sleep 3600")
     proxy.add(START, "late")
+    be_patient(engine, SHORT)
     with pytest.raises(UnavailableError):
         await engine.start(workload)
+    be_patient(engine, LONG)
+    await until(lambda: lab.inspect(workload)["State"]["Status"] == "running", "its begin")
     assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
     await engine.start(workload)
     await until(lambda: output(workload) == "once\n", "its log")
@@ -112,11 +120,13 @@ async def test_a_start_whose_answer_is_lost_is_found_and_not_repeated(
 
 
 async def test_a_create_whose_answer_is_lost(lab: Lab, proxy: FaultProxy) -> None:
-    engine = await lab.open(proxy.host, start_seconds=1.0)
+    engine = await lab.open(proxy.host)
     workload = lab.workload("echo once")
     proxy.add(r"POST .*/containers/create", "late", count=1)
+    be_patient(engine, SHORT)
     with pytest.raises(UnavailableError):
         await engine.start(workload)
+    be_patient(engine, LONG)
     assert (await engine.observe(workload.id)).phase is RunPhase.ABSENT
     assert (await run(engine, workload)).exit_code == 0
     assert output(workload) == "once\n"
@@ -211,7 +221,7 @@ async def test_an_end_is_heard_of_without_events_and_logs_have_no_hole(
 async def test_a_log_that_hangs_does_not_hold_up_the_end(lab: Lab, proxy: FaultProxy) -> None:
     """The end is the true one, and says what is missing."""
     proxy.add(LOGS, "hang")
-    engine = await lab.open(proxy.host, call_seconds=1.0)
+    engine = await lab.open(proxy.host, call_seconds=3.0)
     workload = lab.workload("seq 10; exit 6")
     seen = await run(engine, workload)
     assert (seen.phase, seen.exit_code, seen.reason) == (RunPhase.EXITED, 6, "")
@@ -219,12 +229,14 @@ async def test_a_log_that_hangs_does_not_hold_up_the_end(lab: Lab, proxy: FaultP
 
 
 async def test_a_stop_that_hangs_is_said_and_repeated(lab: Lab, proxy: FaultProxy) -> None:
-    engine = await lab.open(proxy.host, call_seconds=1.0)
+    engine = await lab.open(proxy.host)
     workload = lab.workload("sleep 3600")
     await engine.start(workload)
     proxy.add(r"POST .*/kill", "hang")
+    be_patient(engine, SHORT)
     with pytest.raises(UnavailableError):
         await engine.stop(workload.id, 0.0)
+    be_patient(engine, LONG)
     assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
     proxy.heal()
     await engine.stop(workload.id, 0.0)
