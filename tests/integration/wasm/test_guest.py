@@ -286,7 +286,8 @@ async def test_endless_loop_is_ended_in_time(engine: WasmEngine, bench: Bench) -
     assert (seen.exit_code, seen.reason) == (137, "Timeout")
     assert seen.started_at is not None
     assert seen.finished_at is not None
-    assert 1.0 <= (seen.finished_at - seen.started_at).total_seconds() < 1.1 + 0.3
+    # Not much later, however busy the machine is; nor at the engine's next limit, which is minutes.
+    assert 1.0 <= (seen.finished_at - seen.started_at).total_seconds() < 10.0
     assert workload.stdout.read_text() == "looping\n"
 
 

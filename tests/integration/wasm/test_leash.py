@@ -59,6 +59,13 @@ async def end(engine: WasmEngine, run: str) -> Observation:
     return await asyncio.wait_for(engine.wait(run), 30)
 
 
+async def warm_up(engine: WasmEngine, bench: Bench) -> None:
+    """Have the module compiled: a leash counts from before the start."""
+    first = bench.wasm("hello")
+    await engine.start(first)
+    assert (await end(engine, first.id)).exit_code == 0
+
+
 @pytest.mark.parametrize("program", ["loop", "hello"])
 async def test_ends_when_nothing_is_heard(engine: WasmEngine, bench: Bench, program: str) -> None:
     """A guest that computes, and one that sleeps."""
@@ -74,9 +81,14 @@ async def test_ends_when_nothing_is_heard(engine: WasmEngine, bench: Bench, prog
 
 
 async def test_goes_on_while_contact_is_noted(engine: WasmEngine, bench: Bench) -> None:
-    made = bench.wasm("hello", "--tick", "80", leash=leash(bench, 2.0))  # about four seconds
-    await engine.start(made)
-    waiting = asyncio.create_task(end(engine, made.id))
+    made = bench.wasm("hello", "--tick", "120", leash=leash(bench, 4.0))  # about six seconds
+
+    async def run() -> Observation:
+        await engine.start(made)
+        return await end(engine, made.id)
+
+    # Also while it starts, which takes a busy machine some seconds.
+    waiting = asyncio.create_task(run())
     while not waiting.done():
         note(bench.root / "contact", BOOT, now())
         await asyncio.wait([waiting], timeout=0.3)
@@ -109,11 +121,12 @@ async def test_ends_without_agent_and_fork_server(engine: WasmEngine, bench: Ben
 
 
 async def test_suspended_worker_ends_soon_after_it_wakes(engine: WasmEngine, bench: Bench) -> None:
-    made = bench.wasm("hello", "--tick", "10000", leash=leash(bench, 1.0))
+    await warm_up(engine, bench)
+    made = bench.wasm("hello", "--tick", "10000", leash=leash(bench, 3.0))
     await engine.start(made)
     worker = started(bench, made.id).process
     os.kill(worker.pid, signal.SIGSTOP)
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(4.0)
     assert (await engine.observe(made.id)).phase is RunPhase.RUNNING
     os.kill(worker.pid, signal.SIGCONT)
     assert (await end(engine, made.id)).reason == "Disconnected"
@@ -131,10 +144,11 @@ async def test_ends_although_nothing_can_be_written(engine: WasmEngine, bench: B
 
 
 async def test_what_ended_before_keeps_its_end(engine: WasmEngine, bench: Bench) -> None:
-    made = bench.wasm("hello", "--exit", "3", leash=leash(bench, 1.0))
+    await warm_up(engine, bench)
+    made = bench.wasm("hello", "--exit", "3", leash=leash(bench, 3.0))
     await engine.start(made)
     assert (await end(engine, made.id)).exit_code == 3
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(3.5)
     assert (await engine.observe(made.id)).exit_code == 3
 
 

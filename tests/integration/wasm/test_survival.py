@@ -21,7 +21,7 @@ from bacalhau.engines.wasm.records import End, Started
 from bacalhau.system import SystemClock
 from bacalhau_api.errors import TransientError, UnavailableError
 from bacalhau_controllers.runner.guard import ENGINE_FAULT
-from bacalhau_controllers.runner.ports import Engine, Observation, RunPhase, Workload
+from bacalhau_controllers.runner.ports import Engine, Mount, Observation, RunPhase, Workload
 from tests.support.engines import Bench, program
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,6 +83,13 @@ def descriptors(pid: int) -> int:
 def children(pid: int) -> list[str]:
     """Zombies included."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def gated(bench: Bench) -> tuple[Workload, Path]:
+    """A run that goes on until a file is there, however slow the machine is; and that file."""
+    gates = bench.root / "gates"
+    gates.mkdir()
+    return bench.wasm("gate", "/gates/open", mounts=[Mount(gates, "/gates")]), gates / "open"
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -166,7 +173,7 @@ async def test_end_while_no_agent_was_there(engine: WasmEngine, bench: Bench) ->
 
 
 async def test_killed_zygote_does_not_touch_its_runs(engine: WasmEngine, bench: Bench) -> None:
-    workload = bench.wasm("hello", "--tick", "20")
+    workload, gate = gated(bench)
     await engine.start(workload)
     waiting = asyncio.create_task(engine.wait(workload.id))
     await asyncio.sleep(0)
@@ -180,9 +187,10 @@ async def test_killed_zygote_does_not_touch_its_runs(engine: WasmEngine, bench: 
     assert (await end(engine, other)).exit_code == 0
     assert zygote(bench, other.id) != first
 
+    gate.touch()
     seen = await asyncio.wait_for(waiting, 30)
     assert (seen.phase, seen.exit_code) == (RunPhase.EXITED, 0)
-    assert workload.stdout.read_text().count("\ntick ") == 20
+    assert workload.stdout.read_text() == "waiting\nthrough\n"
 
 
 async def test_orphan_keeps_its_time_limit(engine: WasmEngine, bench: Bench) -> None:
@@ -291,7 +299,7 @@ async def test_zygote_of_another_version_is_drained(
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "flavour", lambda: "0" * 16)
         await engine.open()
-        workload = bench.wasm("hello", "--tick", "20")
+        workload, gate = gated(bench)
         killed = bench.wasm("loop")
         await engine.start(workload)
         await engine.start(killed)
@@ -304,6 +312,7 @@ async def test_zygote_of_another_version_is_drained(
     assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
     await engine.stop(killed.id, 0)
     assert (await engine.observe(killed.id)).reason == "Killed"
+    gate.touch()
     assert (await end(engine, workload)).exit_code == 0
     await until(lambda: is_gone(old))
 
@@ -360,7 +369,8 @@ async def test_many_runs_leave_neither_zombies_nor_descriptors(bench: Bench) -> 
         await asyncio.gather(*(one() for _ in range(40)))
         await until(lambda: not children(server))
         await until(lambda: descriptors(server) <= before)
-        assert descriptors(os.getpid()) == ours
+        # Fewer where the collector closes what an earlier test has left.
+        await until(lambda: descriptors(os.getpid()) <= ours)
         assert os.listdir(bench.state / "runs") == []
     finally:
         await engine.close(keep_running=False)
