@@ -10,6 +10,9 @@ from bacalhau_api.errors import FencedError, InvalidError
 from bacalhau_controllers.store import Fence, Lease, Put, Why
 from tests.support.stores import WHY, Rig, node, open_rig
 
+TTL = 2.0
+"""Of leases that are to run out. Until then there is time to spare for a machine that is busy."""
+
 
 @pytest.fixture(params=["memory", "jetstream"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
@@ -47,29 +50,29 @@ async def test_the_holder_may_take_it_again_and_fences_itself(rig: Rig) -> None:
 
 
 async def test_an_expired_lease_can_be_taken(rig: Rig) -> None:
-    lease = await acquire(rig, "a", ttl=1)
-    assert await rig.store.acquire_lease("lead.er", "b", 1) is None
-    await rig.sleep(1.6)
+    lease = await acquire(rig, "a", ttl=TTL)
+    assert await rig.store.acquire_lease("lead.er", "b", TTL) is None
+    await rig.sleep(TTL + 1)
     with pytest.raises(FencedError, match="no longer held"):
-        await rig.store.renew_lease(lease, 1)
+        await rig.store.renew_lease(lease, TTL)
     taken = await acquire(rig, "b")
     assert taken.token > lease.token
 
 
 async def test_renewing_keeps_it(rig: Rig) -> None:
-    lease = await acquire(rig, "a", ttl=1)
+    lease = await acquire(rig, "a", ttl=TTL)
     for _ in range(3):
-        await rig.sleep(0.6)
-        renewed = await rig.store.renew_lease(lease, 1)
+        await rig.sleep(0.8)  # and the rest for a machine that is busy
+        renewed = await rig.store.renew_lease(lease, TTL)
         assert renewed.token == lease.token
         assert renewed.deadline > lease.deadline
         lease = renewed
-        assert await rig.store.acquire_lease("lead.er", "b", 1) is None
+        assert await rig.store.acquire_lease("lead.er", "b", TTL) is None
 
 
 async def test_a_taken_lease_cannot_be_renewed_or_released_by_the_old_holder(rig: Rig) -> None:
-    old = await acquire(rig, "a", ttl=1)
-    await rig.sleep(1.6)
+    old = await acquire(rig, "a", ttl=TTL)
+    await rig.sleep(TTL + 1)
     new = await acquire(rig, "b")
     with pytest.raises(FencedError):
         await rig.store.renew_lease(old, 30)
@@ -94,20 +97,20 @@ async def test_only_one_of_many_gets_it(rig: Rig) -> None:
 
 
 async def test_a_fenced_commit_passes_while_the_token_is_newest(rig: Rig) -> None:
-    lease = await acquire(rig, "a", ttl=1)
+    lease = await acquire(rig, "a", ttl=TTL)
     for i in range(5):
         await rig.store.commit([Put(node(f"n{i}"), 0)], under(lease))
-    await rig.sleep(1.6)
+    await rig.sleep(TTL + 1)
     # Expired, but nobody has taken it: nobody else can have written under it.
     await rig.store.commit([Put(node("late"), 0)], under(lease))
     assert len((await rig.store.list()).items) == 6
 
 
 async def test_an_outdated_fence_stops_everything(rig: Rig) -> None:
-    old = await acquire(rig, "a", ttl=1)
+    old = await acquire(rig, "a", ttl=TTL)
     (stored,) = await rig.store.commit([Put(node("n"), 0)], under(old))
     assert stored is not None
-    await rig.sleep(1.6)
+    await rig.sleep(TTL + 1)
     new = await acquire(rig, "b")
     for writes in (
         [Put(node("x"), 0)],
@@ -132,8 +135,8 @@ async def test_a_fence_that_never_was_is_refused(rig: Rig) -> None:
 
 async def test_old_and_new_leader_write_at_once(rig: Rig) -> None:
     """Both sides of a takeover in one crowd: only the new one's writes are stored."""
-    old = await acquire(rig, "a", ttl=1)
-    await rig.sleep(1.6)
+    old = await acquire(rig, "a", ttl=TTL)
+    await rig.sleep(TTL + 1)
     new = await acquire(rig, "b")
     results = await asyncio.gather(
         *(

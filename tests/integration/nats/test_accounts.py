@@ -282,7 +282,7 @@ async def test_unanswered_requests(server: EmbeddedNats) -> None:
         await hub.subscribe(node_subject("*", "hello"), ignore)
         with pytest.raises(OutcomeUnknownError, match="no answer"):
             await ask(line, node_subject("a", "hello"), timeout=0.2)
-        assert silent.is_set()
+        await eventually(silent.is_set, "the request")
 
 
 async def test_the_plain_client_meets_the_same_server(server: EmbeddedNats) -> None:

@@ -110,9 +110,9 @@ async def test_a_pair_with_losses_is_resolved(server: EmbeddedNats, faults: list
 
 async def test_a_change_that_was_only_begun_is_not_history(server: EmbeddedNats) -> None:
     """A crash between the entry and the change, after which nobody tries again."""
-    async with flaky_store(server, commit_seconds=0.3) as (store, transport):
+    async with flaky_store(server, commit_seconds=2.0) as (store, transport):
         (at,) = await create(store, node("n"))
-        transport.faults.extend(["", *["lose request"] * 50])  # type: ignore[list-item]
+        transport.faults.extend(["", *["lose request"] * 500])  # type: ignore[list-item]
         with pytest.raises(OutcomeUnknownError, match="did not confirm"):
             await store.commit([Put(node("n", drain=True), at)], WHY)
         transport.faults.clear()
@@ -189,7 +189,7 @@ async def test_nothing_is_known_when_no_answer_comes(server: EmbeddedNats) -> No
 
 
 async def test_a_store_that_is_away_is_unavailable(server: EmbeddedNats) -> None:
-    async with open_store(server, commit_seconds=0.5) as store:
+    async with open_store(server, commit_seconds=2.0) as store:
         await create(store, node("n"))
         await server.stop()
         with pytest.raises(UnavailableError, match="took no write"):
