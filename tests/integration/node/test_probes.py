@@ -131,7 +131,8 @@ async def test_only_a_few_commands_run_at_a_time(tmp_path: Path) -> None:
     assert max(map(int, seen)) <= AT_ONCE
     before = len(os.listdir("/proc/self/fd"))
     await probe.ask(execution())
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Fewer where the collector closes what an earlier test has left.
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # -- web services ----------------------------------------------------------------------------------
