@@ -110,10 +110,10 @@ def test_wrong_selectors_are_refused(text: str, says: str) -> None:
     ],
 )
 def test_hostile_text_takes_linear_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # of others' work on the machine it knows nothing
     with pytest.raises(InvalidError):
         parse_selector(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 _values = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=10)
