@@ -413,6 +413,12 @@ class Connection:
                     # nats-py says "no servers", and keeps to itself what is wrong with the one.
                     cause = self._client.last_error if self._client else None
                     self._note(cause if cause and isinstance(error, NoServersError) else error)
+                except Exception as error:
+                    # What answers need not be NATS, and nats-py trips over some of what it is told.
+                    # Whatever it was, another try may meet a server.
+                    if repr(error) != repr(self._last_error):
+                        logger.exception("Failed to connect in an unforeseen way")
+                    self._note(error)
                 finally:
                     await self._hang_up()
                 seconds = pause * random.uniform(0.5, 1.0)
@@ -482,13 +488,16 @@ class Connection:
         self._set_connected(False)
         self._fail_replies()
         if client is not None:
-            with contextlib.suppress(NatsError, OSError, TimeoutError):
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    await client.close()
-            # For the same reason its socket may still be open (see _until_lost).
-            socket = getattr(client, "_transport", None)
-            if socket is not None:
-                socket.close()
+            try:
+                # Of a client that stopped half-way, closing may fail in ways of its own.
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(_CONNECT_SECONDS):
+                        await client.close()
+            finally:
+                # For the same reason its socket may still be open (see _until_lost).
+                socket = getattr(client, "_transport", None)
+                if socket is not None:
+                    socket.close()
 
     def _note(self, error: BaseException) -> None:
         # A server that refuses us says why and hangs up, and the one may overtake the other: a

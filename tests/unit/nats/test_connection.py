@@ -1,6 +1,7 @@
 """The quick parser of headers says the same as the client's own. And why there is no connection."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from bacalhau.nats.connection import SUBJECT_BYTES_MAX, Connection, _Client
+from bacalhau.nats.connection import SUBJECT_BYTES_MAX, Connection, Credentials, _Client
+from bacalhau.nats.keys import new_seed
 from bacalhau_api.errors import InvalidError, UnavailableError
 
 NAMES = st.text("abcXYZ-", min_size=1, max_size=12)
@@ -64,6 +66,40 @@ async def test_a_reset_does_not_hide_the_refusal_before_it() -> None:
             await both.wait()
         with pytest.raises(UnavailableError, match="Authorization"):
             await connection.wait_connected(0.01)
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"INFO\r\n", id="a line that ends too soon"),
+        pytest.param(b"<html>" + b"x" * 200_000, id="something that has no lines"),
+        pytest.param(b"INFO null\r\n", id="nothing"),
+        pytest.param(b'INFO {"version":"2.14.0","nonce":5}\r\n', id="another type"),
+        pytest.param(b"HTTP/1.1 503 Service Unavailable\r\n\r\n", id="HTTP"),
+    ],
+)
+async def test_whatever_answers_another_try_is_made(answer: bytes) -> None:
+    calls = 0
+    again = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            again.set()
+        with contextlib.suppress(OSError):
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        connection = Connection(f"nats://127.0.0.1:{port}", Credentials(seed=new_seed()))
+        await connection.open(timeout=None)
+        async with asyncio.timeout(20):
+            await again.wait()
+        assert connection.last_error
         await connection.close()
 
 
