@@ -275,10 +275,30 @@ class _Upload:
             yield part
 
     def _multipart(self, begun: deque[bytearray], rest: Iterator[bytearray]) -> dict[str, Any]:
+        parts = _chain(begun, rest)
         upload_id, there = self._resumed()
-        if not upload_id:
-            upload_id = self.bucket.client.create_multipart_upload(**self._target())["UploadId"]
+        if upload_id:
+            return self._send_parts(upload_id, there, parts)
+        upload_id = self.bucket.client.create_multipart_upload(**self._target())["UploadId"]
+        try:
             _write_whole(self.side, json.dumps({"key": self.key, "uploadId": upload_id}))
+        except OSError:
+            # The disk is full, maybe of what is to be sent: then all of it in one try.
+            return self._send_at_once(upload_id, parts)
+        return self._send_parts(upload_id, there, parts)
+
+    def _send_at_once(self, upload_id: str, parts: Iterator[bytearray]) -> dict[str, Any]:
+        """An upload that nobody remembers: what does not come to its end is of no use."""
+        try:
+            return self._send_parts(upload_id, {}, parts)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.bucket.client.abort_multipart_upload(**self._target(), UploadId=upload_id)
+            raise
+
+    def _send_parts(
+        self, upload_id: str, there: dict[int, str], parts: Iterator[bytearray]
+    ) -> dict[str, Any]:
         etags: dict[int, str] = {}
         slots = threading.Semaphore(self.at_once)
 
@@ -294,7 +314,7 @@ class _Upload:
         with ThreadPoolExecutor(self.at_once, thread_name_prefix="upload") as pool:
             sent: set[Future[None]] = set()
             try:
-                for number, data in enumerate(_chain(begun, rest), start=1):
+                for number, data in enumerate(parts, start=1):
                     etag = there.get(number)
                     if (
                         etag is not None

@@ -148,6 +148,22 @@ async def test_an_upload_that_the_server_forgot_begins_anew(
     assert read_archive(s3.get("big.tar.gz"))["big.bin"] == data
 
 
+async def test_a_full_disk_does_not_keep_results_from_being_delivered(
+    publisher: S3Publisher, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(20 * MIB)
+    outputs = make_outputs(tmp_path / "outputs", {"big.bin": data})
+    (tmp_path / f"upload-{target(s3, 'big').metadata.uid}.new").symlink_to("/dev/full")
+    sent: list[int] = []
+    _count_parts(monkeypatch, sent, fail_at=2)
+    with pytest.raises(TransientError, match="could not be written"):
+        await publisher.publish(target(s3, "big"), outputs)
+    assert s3.admin.list_multipart_uploads(Bucket="data").get("Uploads", []) == []
+    _count_parts(monkeypatch, sent, fail_at=0)
+    await publisher.publish(target(s3, "big"), outputs)
+    assert read_archive(s3.get("big.tar.gz"))["big.bin"] == data
+
+
 async def test_large_plain_files(publisher: S3Publisher, s3: S3Server, tmp_path: Path) -> None:
     data = os.urandom(18 * MIB)
     outputs = make_outputs(tmp_path / "outputs", {"x/big.bin": data})
