@@ -5,6 +5,7 @@ that is here. Without one the server is asked each time whether what is here is 
 """
 
 import posixpath
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -25,6 +26,10 @@ from bacalhau_controllers.runner.ports import Fetched, Health, Progress, Use
 CHUNK_BYTES = 256 * 1024
 RESUMES_MAX = 20
 """Within one fetch, each after at least one byte more than before."""
+
+SETTLED_SECONDS = 60
+"""How long after a change, by the server's own clock, its date stands for what is there now: dates
+tell seconds, and the clock that stamps a file may be another than the one that answers."""
 
 
 class UrlParams(Model):
@@ -107,8 +112,8 @@ class UrlStorage:
         if left:
             headers = {"Range": f"bytes={left}-", "If-Range": validator}
         elif fetch.known is not None and fetch.known.note and not wanted:
-            name = "If-None-Match" if '"' in fetch.known.note else "If-Modified-Since"
-            headers = {name: fetch.known.note}
+            is_tag = _header_of(fetch.known.note) == "ETag"
+            headers = {"If-None-Match" if is_tag else "If-Modified-Since": fetch.known.note}
         with http.get(url, self._policy, headers=headers, transfer=transfer) as answer:
             if answer.status == 304 and fetch.known is not None:
                 return draft.keep(fetch.known)
@@ -118,6 +123,10 @@ class UrlStorage:
             http.check_status(answer, 200, 206)
             strong = _resumable(answer)
             is_rest = answer.status == 206
+            if is_rest and answer.header(_header_of(validator)) not in (validator, ""):
+                # Not every server, nor every cache in between, heeds If-Range.
+                draft.discard()
+                raise UnavailableError(f"{http.shown(url)} has changed meanwhile")
             if is_rest and (not left or _first_byte(answer) != left):
                 draft.discard()
                 raise UnavailableError(f"{http.shown(url)} sent another part than was asked for")
@@ -184,12 +193,27 @@ def _resumable(answer: http.Answer) -> str:
     etag = answer.header("ETag")
     if etag.startswith('"'):
         return etag
-    return "" if etag else answer.header("Last-Modified")
+    return "" if etag else _last_modified(answer)
 
 
 def _note(answer: http.Answer) -> str:
     """By what to ask next time whether there is anything new."""
-    return answer.header("ETag") or answer.header("Last-Modified")
+    return answer.header("ETag") or _last_modified(answer)
+
+
+def _header_of(validator: str) -> str:
+    """Which header says it."""
+    return "ETag" if '"' in validator else "Last-Modified"
+
+
+def _last_modified(answer: http.Answer) -> str:
+    """The date of the last change; empty if there may be another one that bears the same date."""
+    changed, now = answer.header("Last-Modified"), answer.header("Date")
+    try:
+        age = parsedate_to_datetime(now) - parsedate_to_datetime(changed)
+    except (TypeError, ValueError):
+        return ""
+    return changed if age.total_seconds() >= SETTLED_SECONDS else ""
 
 
 def _first_byte(answer: http.Answer) -> int:

@@ -20,6 +20,7 @@ class File:
     location: str = ""
     is_sized: bool = True
     ignores_ranges: bool = False
+    ignores_conditions: bool = False
     gate: threading.Event | None = None
     """Waited for halfway through the body."""
     halfway: threading.Event = field(default_factory=threading.Event)
@@ -114,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (
             wanted
             and not file.ignores_ranges
-            and validator in (None, file.etag or file.last_modified)
+            and (file.ignores_conditions or validator in (None, file.etag or file.last_modified))
         ):
             first = int(wanted)
             if first >= len(file.data):

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,54 @@ async def test_a_file_that_changed_meanwhile_is_not_sewn_together(
     file.data, file.etag = b"b" * 1000, '"v2"'
     fetched = await fetch(storage, tmp_path / "in", site.url("/x.bin"))
     assert tree(fetched.source) == {"x.bin": b"b" * 1000}
+
+
+OLD = "Wed, 04 Mar 2020 05:06:07 GMT"
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        pytest.param({"etag": '"v1"'}, {"etag": '"v2"'}, id="by its tag"),
+        pytest.param(
+            {"last_modified": OLD}, {"last_modified": formatdate(usegmt=True)}, id="by its date"
+        ),
+    ],
+)
+async def test_a_server_that_ignores_the_condition_of_a_range(
+    site: Site, storage: UrlStorage, tmp_path: Path, one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    site.files["/x.bin"] = File(b"a" * 1000, cuts=[400, 0], ignores_conditions=True, **one)
+    with pytest.raises(UnavailableError):
+        await fetch(storage, tmp_path / "in", site.url("/x.bin"))
+    site.files["/x.bin"] = File(b"b" * 1000, ignores_conditions=True, **two)
+    with pytest.raises(UnavailableError, match="has changed meanwhile"):
+        await fetch(storage, tmp_path / "in", site.url("/x.bin"))
+    fetched = await fetch(storage, tmp_path / "in", site.url("/x.bin"))
+    assert tree(fetched.source) == {"x.bin": b"b" * 1000}
+
+
+async def test_a_date_of_just_now_may_stand_for_two_versions(
+    site: Site, storage: UrlStorage, tmp_path: Path
+) -> None:
+    now = formatdate(usegmt=True)
+    file = site.files["/x.bin"] = File(b"a" * 1000, last_modified=now, cuts=[400, 0])
+    with pytest.raises(UnavailableError):
+        await fetch(storage, tmp_path / "in", site.url("/x.bin"))
+    file.data = b"b" * 1000  # within the second
+    fetched = await fetch(storage, tmp_path / "in", site.url("/x.bin"))
+    assert tree(fetched.source) == {"x.bin": b"b" * 1000}
+    file.data = b"c" * 1000
+    again = await fetch(storage, tmp_path / "again", site.url("/x.bin"))
+    assert tree(again.source) == {"x.bin": b"c" * 1000}
+
+
+async def test_a_date_long_past_is_gone_by(site: Site, storage: UrlStorage, tmp_path: Path) -> None:
+    site.files["/x.bin"] = File(b"a" * 1000, last_modified=OLD, cuts=[400])
+    for place in ("in", "again"):
+        fetched = await fetch(storage, tmp_path / place, site.url("/x.bin"))
+        assert tree(fetched.source) == {"x.bin": b"a" * 1000}
+    assert [request.sent for request in site.requests] == [400, 600, 0]
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"weak"'])
