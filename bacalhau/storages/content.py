@@ -416,7 +416,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("pragma synchronous = normal")
         db.executescript(_SCHEMA)
         db.executescript(held.SCHEMA)
-        db.execute("pragma quick_check").fetchone()
+        # What it finds it tells; it raises only where it cannot go on.
+        if (found := db.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
     except BaseException:
         db.close()
         raise

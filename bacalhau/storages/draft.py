@@ -75,7 +75,9 @@ class Draft:
                 self.size_bytes += len(data)
             os.lseek(self._file, self.size_bytes, os.SEEK_SET)
             if validator:
-                self._note(self.size_bytes if kept else 0)
+                if kept:  # by a try that may have ended long before it would have flushed
+                    os.fdatasync(self._file)
+                self._note(self.size_bytes)
             else:
                 self._side.unlink(missing_ok=True)
         return self.size_bytes

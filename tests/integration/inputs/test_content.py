@@ -1,6 +1,7 @@
 """The content store: bounded, least recently used first, and right after any crash."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -159,6 +160,38 @@ def test_after_a_power_failure_only_what_was_flushed_counts(tmp_path: Path) -> N
     assert again.find("placed") is not None
     assert again.draft("begun").left('"v"') == 0
     again.close()
+
+
+def test_what_is_gone_on_with_counts_as_flushed_only_if_it_is(
+    store: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = store.draft("begun")
+    draft.begin('"v"')
+    draft.write(bytes(KIB))
+    draft.close()
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda file: flushed.append(os.fstat(file).st_size))
+    assert draft.begin('"v"') == KIB
+    draft.close()
+    noted = json.loads(next((store.root / "partial").glob("*.json")).read_text())["flushed"]
+    assert flushed == [noted] == [KIB]
+
+
+def test_an_index_that_is_torn_anywhere_is_begun_anew(tmp_path: Path) -> None:
+    names = [f"source {number}" for number in range(100)]
+    store = ContentStore(tmp_path, bytes_max=1 << 20, boot="boot")
+    for name in names:
+        put(store, name, name.encode())
+    store.close()
+    whole = (tmp_path / "index.db").read_bytes()
+    size = int.from_bytes(whole[16:18], "big")
+    for at in range(size, len(whole), size):
+        torn = whole[:at] + bytes(size) + whole[at + size :]
+        (tmp_path / "index.db").write_bytes(torn)
+        again = ContentStore(tmp_path, bytes_max=1 << 20, boot="boot")
+        for name in names:
+            assert again.find(name) or put(again, name, name.encode())
+        again.close()
 
 
 def test_a_damaged_index_costs_contents_but_nothing_else(tmp_path: Path) -> None:
