@@ -11,11 +11,14 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol
 
 from bacalhau_api.errors import BacalhauError
+from bacalhau_api.v1.execution import Desired, Phase, PublicationPhase
+from bacalhau_controllers.placement.rules import delivery
 from bacalhau_controllers.runner import machine
 from bacalhau_controllers.runner.guard import GuardedEngine, within
 from bacalhau_controllers.runner.ledger import Entry, LedgerFullError, PutContact, PutState
 from bacalhau_controllers.runner.perform import DISK_SECONDS
 from bacalhau_controllers.runner.ports import Inventory
+from bacalhau_controllers.runner.session import Standing
 from bacalhau_controllers.runner.site import Site
 from bacalhau_controllers.runner.state import (
     CutOff,
@@ -33,6 +36,9 @@ logger = logging.getLogger(__name__)
 CUT_OFF_SECONDS = 1.0
 """Between looks at the time since the orchestrator was heard."""
 
+CLAIM_SECONDS = 60.0
+"""How long an orchestrator that is heard has to ask for the delivery of a result."""
+
 
 class Household(Protocol):
     """What upkeep sees of the agent."""
@@ -48,6 +54,11 @@ class Household(Protocol):
     @property
     def is_welcome(self) -> bool:
         """True while in a session whose full list was taken."""
+        ...
+
+    @property
+    def standing(self) -> Standing:
+        """How the node stands with the orchestrator."""
         ...
 
     def state_of(self, uid: str) -> RunnerState | None:
@@ -230,22 +241,14 @@ class Upkeep:
                 await within(DISK_SECONDS, "removing a directory", workspace.remove(layout))
 
     def _outgrown(self) -> list[str]:
-        """Finished executions whose report is stored and whose outputs exceed age or size,
-        oldest first. Outputs that are still to be published are kept."""
+        """Finished executions whose outputs were handed over and exceed age or size, oldest
+        first."""
         settings, book, now = self._site.settings, self._site.book, self._site.now()
-        wanted = {
-            publication.spec.execution_uid
-            for uid, publication in book.publications.items()
-            if not book.publication_states[uid].report.phase.is_final
-        }
+        claims = self._claims()
         kept = [
             (uid, state)
             for uid, state in book.states.items()
-            if state.stage is Stage.DONE
-            and state.has_outputs
-            and uid not in book.facts
-            and uid not in wanted
-            and uid not in self._home.workers
+            if uid not in self._home.workers and self._is_handed_over(uid, state, claims)
         ]
         kept.sort(key=lambda one: one[1].since.wall)
         sizes = [
@@ -264,11 +267,44 @@ class Upkeep:
                 excess -= size
         return outgrown
 
+    def _claims(self) -> dict[str, bool]:
+        """The executions whose outputs a publication is about, and whether it is done with them.
+        What one gave up stays, until its job goes or somebody says that it is not wanted."""
+        book = self._site.book
+        return {
+            one.spec.execution_uid: one.spec.desired is Desired.STOP
+            or book.publication_states[uid].report.phase is PublicationPhase.DELIVERED
+            for uid, one in book.publications.items()
+        }
+
+    def _is_handed_over(self, uid: str, state: RunnerState, claims: Mapping[str, bool]) -> bool:
+        """Whether the report is stored and nobody has yet to get the outputs that are here."""
+        if state.stage is not Stage.DONE or not state.has_outputs or uid in self._site.book.facts:
+            return False
+        return claims[uid] if uid in claims else not self._may_be_claimed(uid, state)
+
+    def _may_be_claimed(self, uid: str, state: RunnerState) -> bool:
+        """Whether a publication may be on its way here. It is made after the report was stored, and
+        the orchestrator may be cut off, or gone, in between."""
+        spec = self._site.book.executions[uid].spec
+        now, standing = self._site.now(), self._home.standing
+        if state.report.phase is not Phase.SUCCEEDED or spec.superseded:
+            return False
+        if delivery(spec.task) is None:
+            return False
+        if not standing.is_welcome or self.silence_seconds() > CLAIM_SECONDS:
+            return True
+        heard = standing.since.elapsed(now) if standing.since else None
+        ended = state.since.elapsed(now)  # None: in another boot, so before this session
+        return min(heard or 0.0, CLAIM_SECONDS if ended is None else ended) < CLAIM_SECONDS
+
     async def _drop(self, uid: str) -> None:
         site = self._site
         execution, state = site.book.executions.get(uid), site.book.states.get(uid)
         if execution is None or state is None:
             return
+        if not self._is_handed_over(uid, state, self._claims()):
+            return  # it is to be delivered, as was said meanwhile
         step = machine.step(execution, state, OutputsDropped(), site.now(), site.limits)
         entries: list[Entry] = [PutState(uid, step.state)]
         await site.writer.commit(entries)

@@ -14,13 +14,14 @@ from bacalhau_api.v1.execution import Desired, Execution, Phase, PublicationPhas
 from bacalhau_api.v1.job import JobType, Resources, RestartPolicy, SpecConfig
 from bacalhau_api.wire import Assignments, Changes, Refused
 from bacalhau_controllers.runner import machine
+from bacalhau_controllers.runner.fakes import MemoryLink
 from bacalhau_controllers.runner.ledger import (
     LedgerFullError,
     LedgerHeldError,
     MemoryLedger,
     PutContact,
 )
-from bacalhau_controllers.runner.ports import Observation, RunPhase
+from bacalhau_controllers.runner.ports import Layout, Observation, RunPhase
 from bacalhau_controllers.runner.state import Exited, Limits, Stage, Started
 from tests.support.runner import NODE, World, execution, publication, stopped
 from tests.support.simclock import SimLoop
@@ -954,6 +955,64 @@ def test_outputs_beyond_the_size_go_oldest_first(loop: SimLoop) -> None:
     loop.advance(301)
     kept = {key[1]: one.has_outputs for key, one in w.workspace.directories.items()}
     assert kept == {"a": False, "b": True, "c": True}
+
+
+def link_of(w: World) -> MemoryLink:
+    assert w.hub.link is not None
+    return w.hub.link
+
+
+def test_outputs_wait_for_an_orchestrator_that_is_gone_before_it_claims_them(
+    loop: SimLoop,
+) -> None:
+    w = world(loop, retention_bytes=1, retention_seconds=3600)
+    one, unclaimed = (execution(n, publisher=SpecConfig(type="fake")) for n in "ab")
+    w.do(w.hub.assign(one))
+    w.until_final("a")
+    link_of(w).set_up(False)
+    loop.advance(10_000)
+    assert w.live.keeps_outputs("default", "a")
+    w.hub.keep(publication(one))
+    link_of(w).set_up(True)
+    w.until(lambda: w.publisher.delivered == {"pub-a": 1})
+    w.do(w.hub.assign(unclaimed))
+    w.until_final("b")
+    loop.advance(301)
+    assert not w.live.keeps_outputs("default", "b"), "it was heard, and did not ask for them"
+
+
+def test_outputs_claimed_while_others_are_removed_stay(loop: SimLoop) -> None:
+    w = world(loop, retention_bytes=1)
+    one, two = execution("a"), execution("b")
+    w.do(w.hub.assign(one, two))
+    w.until_final("a", "b")
+    w.publisher.errors = [UnavailableError("no route")] * 3
+    remove = w.workspace.drop_outputs
+
+    async def removed_slowly(layout: Layout) -> None:
+        w.hub.keep(publication(two))
+        await w.hub.assign(publication(two))
+        await remove(layout)
+
+    w.workspace.drop_outputs = removed_slowly  # type: ignore[method-assign]
+    loop.advance(400)
+    assert w.publisher.delivered == {"pub-b": 1}
+
+
+def test_outputs_that_a_publication_gave_up_stay(loop: SimLoop) -> None:
+    w = world(loop, retention_seconds=3600, publish_seconds_max=3600.0)
+    one = execution("a", publisher=SpecConfig(type="fake"))
+    w.do(w.hub.assign(one))
+    w.until_final("a")
+    w.publisher.errors = [UnavailableError("no route")] * 10_000
+    wanted = publication(one)
+    w.do(w.hub.assign(wanted))
+    loop.advance(20_000)
+    assert w.hub.publication_reports["pub-a"].phase is PublicationPhase.FAILED
+    assert w.live.keeps_outputs("default", "a")
+    w.do(w.hub.assign(stopped_publication(wanted)))
+    loop.advance(301)
+    assert not w.live.keeps_outputs("default", "a"), "nobody wants them"
 
 
 def test_directories_that_nobody_knows_go_when_old(loop: SimLoop) -> None:
