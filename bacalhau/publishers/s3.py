@@ -25,7 +25,7 @@ from bacalhau.publishers.underway import UnderWay
 from bacalhau.transfer.progress import Transfer
 from bacalhau.transfer.s3 import Bucket, S3Access, is_plain_key, translated
 from bacalhau.transfer.threads import TransferThreads
-from bacalhau_api.errors import TerminalError, TransientError
+from bacalhau_api.errors import TerminalError, TransientError, UnavailableError
 from bacalhau_api.params import S3Publisher as S3Params
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import SpecConfig
@@ -80,6 +80,10 @@ class S3Publisher:
             else:
                 side = outputs.parent / f"upload-{publication.metadata.uid}.json"
                 found = _Archive(bucket, key, outputs, side, transfer).run()
+        except TerminalError as error:
+            if error.reason != "AccessDenied" or self._access.credentials is not None:
+                raise
+            raise UnavailableError(error.message) from error  # there may be some in a while
         except OSError as error:
             transfer.check()
             raise TransientError(

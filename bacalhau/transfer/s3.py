@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +31,9 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 60
 REQUEST_SECONDS = 180
 RETRIES_MAX = 3
+CREDENTIALS_SECONDS = 30.0
+"""Between two looks for credentials where there were none; one may take seconds."""
+
 BUCKETS_MAX = 64
 """Whose connections are kept; which buckets jobs name is up to them."""
 
@@ -73,6 +77,10 @@ class S3Access:
         self._allowed = {normal_endpoint(one) for one in endpoints} | {self._default} - {""}
         self._lock = threading.Lock()
         self._buckets: dict[Place, Bucket] = {}
+        # Of its own: buckets are named on the event loop, and to ask may take long.
+        self._asking = threading.Lock()
+        self._credentials: Any = None
+        self._ask_at = 0.0
 
     def refusal(self, endpoint: str) -> str:
         """Why jobs may not use an endpoint; empty if they may."""
@@ -110,11 +118,15 @@ class S3Access:
 
         return boto3.Session()
 
-    @cached_property
+    @property
     def credentials(self) -> Any:
-        """The node's credentials, refreshed by boto3 itself; None if there are none."""
-        with self._lock:
-            return self.session.get_credentials()
+        """The node's credentials, refreshed by boto3 itself; None if there are none. That is asked
+        again after a while: after a boot, the machine's role may be there later than we are."""
+        with self._asking:
+            if self._credentials is None and time.monotonic() >= self._ask_at:
+                self._credentials = self.session.get_credentials()
+                self._ask_at = time.monotonic() + CREDENTIALS_SECONDS
+            return self._credentials
 
     def region(self, place: Place) -> str:
         """As the job says, else as the node is set up."""
@@ -129,6 +141,7 @@ class Bucket:
         self.place = place
         self._access = access
         self._lock = threading.Lock()
+        self._is_anonymous = False
         self._client: Any = None
         self._store: S3Store | None = None
 
@@ -136,6 +149,7 @@ class Bucket:
     def client(self) -> Any:
         """boto3."""
         with self._lock:
+            self._notice_credentials()
             if self._client is None:
                 self._client = self._make_client()
             return self._client
@@ -144,22 +158,29 @@ class Bucket:
     def store(self) -> "S3Store":
         """obstore."""
         with self._lock:
+            self._notice_credentials()
             if self._store is None:
                 self._store = self._make_store()
             return self._store
+
+    def _notice_credentials(self) -> None:
+        """Clients that were made without credentials are of no use once there are some."""
+        is_anonymous = self._access.credentials is None
+        if is_anonymous is not self._is_anonymous:
+            self._is_anonymous = is_anonymous
+            self._client = self._store = None
 
     def _make_client(self) -> Any:
         from botocore import UNSIGNED
         from botocore.config import Config
 
-        is_anonymous = self._access.credentials is None
         return self._access.session.client(
             "s3",
             region_name=self._access.region(self.place),
             endpoint_url=self.place.endpoint or None,
             config=Config(
                 # The default still signs links in an old way that many servers refuse.
-                signature_version=UNSIGNED if is_anonymous else "s3v4",
+                signature_version=UNSIGNED if self._is_anonymous else "s3v4",
                 s3={"addressing_style": "path" if self.place.endpoint else "auto"},
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=READ_SECONDS,
@@ -180,7 +201,7 @@ class Bucket:
         if place.endpoint:
             config["endpoint"] = place.endpoint
         provider = None
-        if self._access.credentials is None:
+        if self._is_anonymous:
             config["skip_signature"] = True
         else:
             from obstore.auth.boto3 import Boto3CredentialProvider

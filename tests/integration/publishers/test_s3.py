@@ -1,10 +1,14 @@
 """The S3 publisher against a real server."""
 
 import asyncio
+import json
 import logging
 import os
+import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +218,64 @@ async def test_rights(
                 await publisher.publish(target(s3, "x", encoding=encoding), outputs)
             assert "hunter2" not in str(caught.value) + caplog.text
     assert s3.keys() == []
+
+
+class Role(BaseHTTPRequestHandler):
+    """What a cloud's machine learns of its role."""
+
+    def do_PUT(self) -> None:
+        """A token."""
+        self._answer("token")
+
+    def do_GET(self) -> None:
+        """The role's name, and its keys."""
+        if self.path.endswith("/security-credentials/"):
+            self._answer("role")
+            return
+        keys = {
+            "Code": "Success", "AccessKeyId": ADMIN[0], "SecretAccessKey": ADMIN[1],
+            "Token": "", "Expiration": "2099-01-01T00:00:00Z",
+        }  # fmt: skip
+        self._answer(json.dumps(keys))
+
+    def _answer(self, text: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+async def test_a_role_that_comes_later_than_the_agent(
+    s3: S3Server, threads: TransferThreads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a boot in which the network was not up yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr("bacalhau.transfer.s3.CREDENTIALS_SECONDS", 0.0)
+    outputs = make_outputs(tmp_path / "outputs", {"big.bin": os.urandom(2 * MIB)})
+    publisher = S3Publisher(S3Access([s3.url]), threads)
+    for encoding in ("gzip", "plain"):
+        with pytest.raises(TransientError, match="credentials"):
+            await publisher.publish(target(s3, "late", encoding=encoding), outputs)
+    with HTTPServer(("127.0.0.1", port), Role) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            for encoding in ("gzip", "plain"):
+                await publisher.publish(target(s3, "late", encoding=encoding), outputs)
+        finally:
+            server.shutdown()
+            serving.join()
+    assert s3.get("late/stdout") == b"hello\n"
+    assert s3.get("late.tar.gz")
 
 
 async def test_what_cannot_work(
