@@ -401,6 +401,8 @@ class Session:
                 except LedgerFullError as error:
                     self.hello_again(f"cannot take assignments: {error.message}")
                     return None
+                if not self.is_current(changes.node, changes.session):
+                    return None  # the next one counts its own
                 self._seen = changes.number
         return Applied(node=self._node, session=changes.session, number=changes.number)
 

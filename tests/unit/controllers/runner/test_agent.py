@@ -745,6 +745,28 @@ def test_a_gap_in_the_changes_brings_a_new_hello(loop: SimLoop) -> None:
     loop.advance(10)
 
 
+def test_changes_of_a_session_that_ended_do_not_count_in_the_next(loop: SimLoop) -> None:
+    """A disk that takes a second to flush, and a line that breaks meanwhile."""
+    pace = 0.0
+
+    async def slow(point: str) -> None:
+        if point == "ledger.commit":
+            await asyncio.sleep(pace)
+
+    w = world(loop, boundary=slow)
+    loop.advance(1)
+    pace = 2.0
+    first = loop.create_task(w.hub.assign(execution("a")))
+    loop.advance(0.5)
+    link_of(w).set_up(False)
+    link_of(w).set_up(True)
+    loop.advance(4)
+    pace = 0.0
+    assert first.result() is None
+    assert w.do(w.hub.assign(execution("b"))).number == 1
+    w.until_final("a", "b")
+
+
 def test_changes_that_come_twice_are_applied_once(loop: SimLoop) -> None:
     w = world(loop)
     w.do(w.hub.assign(execution("a", seconds=None)))
