@@ -7,7 +7,7 @@ rest is dropped, because NATS lets any node steer a reply to a subject of anothe
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -72,6 +72,7 @@ class NatsLink:
         self._unlisten: Callable[[], None] | None = None
         self._subscription: Subscription | None = None
         self._reads: set[asyncio.Task[None]] = set()
+        self._changing: set[asyncio.Task[None]] = set()
 
     @property
     def is_up(self) -> bool:
@@ -90,9 +91,9 @@ class NatsLink:
             self._unlisten()
         if self._subscription:
             await self._subscription.close()
-        for read in self._reads:
-            read.cancel()
-        await asyncio.gather(*self._reads, return_exceptions=True)
+        for task in (*self._reads, *self._changing):
+            task.cancel()
+        await asyncio.gather(*self._reads, *self._changing, return_exceptions=True)
 
     def set_handlers(
         self,
@@ -153,13 +154,18 @@ class NatsLink:
     async def _received(self, msg: Message) -> None:
         verb = msg.subject.split(".", 2)[2]
         if verb == "changes":
-            await self._changes(msg)
+            # Reads are not held up behind changes, which wait for the list that they follow: where
+            # a full disk keeps that from being taken, what is on it can still be fetched.
+            self._begin(self._changing, self._changes(msg))
         elif len(self._reads) >= READS_MAX:
             await self._answer(msg, b"", {"Error": "the node is busy; try again", "Busy": "1"})
         else:
-            read = asyncio.create_task(self._read(verb, msg))
-            self._reads.add(read)
-            read.add_done_callback(self._reads.discard)
+            self._begin(self._reads, self._read(verb, msg))
+
+    def _begin(self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)
 
     async def _changes(self, msg: Message) -> None:
         changes = self._mine(Changes, msg)
@@ -170,6 +176,9 @@ class NatsLink:
         except BacalhauError as error:
             # Unanswered, the orchestrator gives this session up, and the next hello repairs it.
             logger.warning("Failed to apply changes", extra={"error": error.message})
+            return
+        except Exception:
+            logger.exception("Failed to apply changes in an unforeseen way")
             return
         if applied is not None:
             await self._answer(msg, applied.encode())

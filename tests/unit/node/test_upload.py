@@ -18,7 +18,16 @@ from bacalhau.node.upload import (
 )
 from bacalhau_api.errors import UnavailableError
 from bacalhau_api.v1.node import NodeInfo
-from bacalhau_api.wire import Hello, LogChunk, LogPiece, LogRead, OutputRead
+from bacalhau_api.wire import (
+    Applied,
+    Assignments,
+    Changes,
+    Hello,
+    LogChunk,
+    LogPiece,
+    LogRead,
+    OutputRead,
+)
 from tests.support.simclock import SimClock, SimLoop
 
 RATE = 100_000
@@ -204,6 +213,37 @@ def test_the_link_keeps_to_the_limit(loop: SimLoop) -> None:
         assert not data
         assert headers["Busy"] == "1"
         assert "upload limit" in headers["Error"]
+
+    loop.run_until_complete(asyncio.ensure_future(main(), loop=loop))
+
+
+def test_reads_are_not_held_up_behind_changes(loop: SimLoop) -> None:
+    """Which wait for a list that a full disk may keep from being taken."""
+    line = Line()
+    link = NatsLink("n1", cast(Transport, line), cast(OutputReader, Reader()))
+    names: dict[str, Any] = {"node": "n1", "session": "s", "namespace": "default", "execution": "e"}
+    applied: list[int] = []
+    is_taken = asyncio.Event()
+
+    async def apply(changes: Changes) -> Applied | None:
+        await is_taken.wait()
+        applied.append(changes.number)
+        return Applied(**_of(names), number=changes.number)
+
+    async def main() -> None:
+        link._on_changes = apply
+        with pytest.raises(UnavailableError):
+            await link.request("hello", Hello(incarnation="i", info=NodeInfo(), **_of(names)))
+        for number in (1, 2, 3):
+            changes = Changes(number=number, assignments=Assignments(), **_of(names))
+            async with asyncio.timeout(1):
+                await link._received(cast(Any, Message("changes", changes.encode())))
+        data, _ = await _ask(link, line, "logs", LogRead(size_bytes_max=100, **names))
+        assert data
+        is_taken.set()
+        await asyncio.sleep(0)
+        await link.close()
+        assert applied == [1, 2, 3]
 
     loop.run_until_complete(asyncio.ensure_future(main(), loop=loop))
 
