@@ -192,11 +192,11 @@ class EmbeddedNats:
             if process is None or not self.is_running:
                 self._write_config()
                 return self._nodes
-            before = await self._loaded_at()
-            self._write_config()
-            process.send(signal.SIGHUP)
             try:
                 async with asyncio.timeout(_RELOAD_SECONDS):
+                    before = await self._wait_loaded(process, "")
+                    self._write_config()
+                    process.send(signal.SIGHUP)
                     await self._wait_loaded(process, before)
             except TimeoutError:
                 raise UnavailableError(
@@ -289,10 +289,12 @@ class EmbeddedNats:
                     return await self._ask("/varz")
             await asyncio.sleep(_READY_POLL_SECONDS)
 
-    async def _wait_loaded(self, process: ServerProcess, before: str) -> None:
+    async def _wait_loaded(self, process: ServerProcess, before: str) -> str:
+        """When the server loaded the configuration that it has, another than that of `before`."""
         while True:
-            if not process.is_running or await self._loaded_at() not in ("", before):
-                return
+            loaded = await self._loaded_at()
+            if not process.is_running or loaded not in ("", before):
+                return loaded
             await asyncio.sleep(_READY_POLL_SECONDS)
 
     def _verify(self, varz: dict[str, Any]) -> None:
