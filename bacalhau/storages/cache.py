@@ -38,7 +38,7 @@ class Fetch:
 
     async def in_thread(self, function: Callable[..., T], *args: object) -> T:
         """Run a blocking part of this transfer."""
-        return await self.threads.run(self.transfer, function, *args)
+        return await self.threads.run(self.transfer, function, *args, patience_seconds=None)
 
 
 def use_key(item: InputSource, use: Use) -> str:

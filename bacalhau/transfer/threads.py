@@ -4,13 +4,14 @@ import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bacalhau.transfer.progress import CancelledTransferError, Transfer
 
 T = TypeVar("T")
 
 THREADS_MAX = 16
+LET_GO_SECONDS = 5.0
 
 
 class TransferThreads:
@@ -21,19 +22,27 @@ class TransferThreads:
         # Quick work on the disk is not held up behind transfers.
         self._quick = ThreadPoolExecutor(4, thread_name_prefix="cache")
 
-    async def run(self, transfer: Transfer, function: Callable[..., T], *args: object) -> T:
-        """Run a transfer in a thread. Cancelling it waits until the thread has let go, so that
-        nobody else writes where it still does."""
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._pool, functools.partial(function, *args))
+    async def run(
+        self,
+        transfer: Transfer,
+        function: Callable[..., T],
+        *args: object,
+        patience_seconds: float | None = LET_GO_SECONDS,
+    ) -> T:
+        """Run a transfer in a thread. Cancelling it waits until the thread has let go, but not
+        longer than `patience_seconds`. One that writes needs None: nobody else may write where it
+        still does."""
+        begun = self._pool.submit(function, *args)
+        work = asyncio.wrap_future(begun)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             transfer.cancel()
-            work.cancel()  # if it has not begun
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # seen
+            # Of the two, only this one knows whether it has begun: the other would count as
+            # cancelled while the thread goes on.
+            if not begun.cancel():
+                work.add_done_callback(_seen)
+                await asyncio.wait([work], timeout=patience_seconds)
             raise
         except CancelledTransferError:
             raise asyncio.CancelledError from None
@@ -54,3 +63,8 @@ class TransferThreads:
         """No new work; what is under way is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._quick.shutdown(wait=False, cancel_futures=True)
+
+
+def _seen(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()
