@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from bacalhau_api.errors import BacalhauError
 from bacalhau_api.v1.execution import Desired, Phase, PublicationPhase
-from bacalhau_controllers.placement.rules import delivery
 from bacalhau_controllers.runner import machine
 from bacalhau_controllers.runner.guard import GuardedEngine, within
 from bacalhau_controllers.runner.ledger import Entry, LedgerFullError, PutContact, PutState
@@ -290,7 +289,7 @@ class Upkeep:
         now, standing = self._site.now(), self._home.standing
         if state.report.phase is not Phase.SUCCEEDED or spec.superseded:
             return False
-        if delivery(spec.task) is None:
+        if spec.task.publisher is None:
             return False
         if not standing.is_welcome or self.silence_seconds() > CLAIM_SECONDS:
             return True
