@@ -18,6 +18,7 @@ import pytest
 from bacalhau_api.errors import BacalhauError, ConflictError, TransientError
 from bacalhau_api.meta import Contact, Ref, Resource
 from bacalhau_api.v1.execution import Execution, Phase, Report
+from bacalhau_api.wire import Applied, Changes
 from bacalhau_controllers.controller import SWEEP_TICKS, Controller
 from bacalhau_controllers.execution import plan as execution_plan
 from bacalhau_controllers.execution import reconciler as execution_reconciler
@@ -38,6 +39,7 @@ from bacalhau_controllers.runner import assign, machine, transitions
 from bacalhau_controllers.runner.agent import Agent
 from bacalhau_controllers.runner.commit import GroupCommit
 from bacalhau_controllers.runner.ports import Observation, RunPhase
+from bacalhau_controllers.runner.session import Session
 from bacalhau_controllers.runner.state import Instant, Stage, new_state
 from bacalhau_controllers.runner.upkeep import Upkeep
 from bacalhau_controllers.state import State
@@ -396,6 +398,20 @@ def _answer_before_the_disk_has_it(patch: Patch) -> None:
     patch.setattr(GroupCommit, "commit", early)
 
 
+def _changes_outlive_their_session(patch: Patch) -> None:
+    """What took longer to write down than its session lasted counts in the next one."""
+    take = Session._on_changes
+
+    async def late(self: Session, changes: Changes) -> Applied | None:
+        was_current = self.id == changes.session
+        applied = await take(self, changes)
+        if applied is None and was_current and self.id not in ("", changes.session):
+            self._seen = changes.number
+        return applied
+
+    patch.setattr(Session, "_on_changes", late)
+
+
 def _reuse_run_numbers(patch: Patch) -> None:
     def again(case: Any, state: Any, event: object = None) -> Any:
         run = max(state.run, 1)
@@ -496,6 +512,8 @@ BUGS: tuple[Planted, ...] = (
     Planted("start-before-writing-it-down", _start_before_writing_it_down, "disk-slow=0.5"),
     Planted("answer-before-the-disk-has-it", _answer_before_the_disk_has_it, "crash-node=6,"
             "disk-slow=0.5"),
+    Planted("changes-outlive-their-session", _changes_outlive_their_session, "disk-slow=0.3,"
+            "flapping=10,partition=6"),
     Planted("reuse-run-numbers", _reuse_run_numbers),
     Planted("keep-what-nobody-wants", _keep_what_nobody_wants),
     Planted("skip-the-sweep", _skip_the_sweep, "wipe-node=6"),

@@ -21,7 +21,7 @@ from bacalhau_api.v1.execution import (
 )
 from bacalhau_api.v1.job import Job, Resources
 from bacalhau_api.v1.node import Membership, Node
-from bacalhau_api.wire import Fact
+from bacalhau_api.wire import Changes, Fact
 from bacalhau_controllers.manager import Manager
 from bacalhau_controllers.placement.resources import amounts_of, capacity_of
 from bacalhau_controllers.runner.state import split_workload_id
@@ -362,6 +362,25 @@ class Checker:
                         f"is stored; it is not: {held}",
                         fact.name,
                     )
+
+    def applied(self, machine: "Machine", changes: Changes) -> None:
+        """An agent says that it took these changes in: it must know what they assign."""
+        if machine.agent is None:
+            return
+        book = machine.agent.site.book
+        for execution in changes.assignments.executions:
+            told, uid = execution.status.report, execution.metadata.uid
+            held = book.executions.get(uid)
+            if held is None and told is not None and told.phase.is_final:
+                continue  # finished before this ledger: nothing is left to do
+            version = execution.metadata.resource_version
+            if held is None or held.metadata.resource_version < version:
+                self.fail(
+                    "I9",
+                    f"{machine} says that it applied changes {changes.number} of "
+                    f"{changes.session}; it does not know version {version} of {execution.ref}",
+                    execution.name,
+                )
 
     def blame_workload(self, run_id: str) -> None:
         """A run is made to fail as if it were its own fault."""

@@ -55,7 +55,7 @@ class Fault(StrEnum):
     # Chances, at each boundary that a process crosses.
     CRASH_AT_WRITE = "crash-at-write"  # before or after a write of an orchestrator
     CRASH_AT_LEDGER = "crash-at-ledger"  # before or after what an agent does to its world
-    DISK_SLOW = "disk-slow"  # a write of a ledger takes long
+    DISK_SLOW = "disk-slow"  # a write of a ledger takes long, some longer than a session
     # A property of the world: each party's clocks run at their own speed.
     CLOCK_DRIFT = "clock-drift"
     # What operators do to nodes. Happenings.

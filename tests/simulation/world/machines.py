@@ -7,12 +7,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from bacalhau.nats.transport import Transport
-from bacalhau.node.link import NatsLink
+from bacalhau.node.link import ChangesHandler, NatsLink
 from bacalhau.node.reader import OutputReader
 from bacalhau.node.upload import UploadGate
 from bacalhau_api.errors import BacalhauError, UnavailableError
 from bacalhau_api.v1.execution import Publication
 from bacalhau_api.v1.job import Resources, SpecConfig
+from bacalhau_api.wire import Applied, Changes
 from bacalhau_controllers.runner.admission import Policy
 from bacalhau_controllers.runner.agent import Agent
 from bacalhau_controllers.runner.fakes import (
@@ -64,6 +65,33 @@ class WatchedEngine(FakeEngine):
                 self._machine.started(workload.id)
         if self.start_lies:
             raise UnavailableError("the engine says that it could not start it")
+
+
+class WatchedLink(NatsLink):
+    """Tells when changes are said to be applied, each time for the first time."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.on_applied: Callable[[Changes], None] = lambda changes: None
+
+    def set_handlers(
+        self,
+        *,
+        on_up: Callable[[], None],
+        on_down: Callable[[], None],
+        on_changes: ChangesHandler,
+    ) -> None:
+        """See Link."""
+        told: set[tuple[str, int]] = set()
+
+        async def watched(changes: Changes) -> Applied | None:
+            applied = await on_changes(changes)
+            if applied is not None and (changes.session, changes.number) not in told:
+                told.add((changes.session, changes.number))
+                self.on_applied(changes)
+            return applied
+
+        super().set_handlers(on_up=on_up, on_down=on_down, on_changes=watched)
 
 
 class WatchedLedger(MemoryLedger):
@@ -192,12 +220,13 @@ class Machine:
         self.life = life
         self._client = Client(world.server, self.line, life)
         # Logs and outputs are not read here; nothing asks the reader.
-        link = NatsLink(
+        link = WatchedLink(
             self.node,
             cast(Transport, self._client),
             cast(OutputReader, None),
             UploadGate(0, self.clock),
         )
+        link.on_applied = lambda changes: self.world.checker.applied(self, changes)
         self.agent = Agent(
             self.node,
             self.ledger,
@@ -220,7 +249,7 @@ class Machine:
         world.note("agent-start", self.name)
         life.spawn(self._run(link, self.agent, life), f"agent {life.name}")
 
-    async def _run(self, link: NatsLink, agent: Agent, life: Life) -> None:
+    async def _run(self, link: WatchedLink, agent: Agent, life: Life) -> None:
         await link.open()
         try:
             await agent.run()
@@ -295,7 +324,7 @@ class Machine:
         if life is None or life is not self.life:
             raise asyncio.CancelledError("the agent is dead")
         if what == "ledger.commit" and self.world.happens(Fault.DISK_SLOW, self.rng):
-            await asyncio.sleep(self.rng.uniform(0.01, 2.0))
+            await asyncio.sleep(self.rng.uniform(0.01, self.rng.choice((2.0, 2.0, 2.0, 15.0))))
         else:
             await self.world.moment()
         if life is not self.life:
