@@ -14,7 +14,7 @@ from typing import TypeVar
 from bacalhau.storages.content import ContentStore, Usage
 from bacalhau.storages.draft import Blob, Draft, Known
 from bacalhau.transfer.progress import Transfer
-from bacalhau.transfer.threads import TransferThreads
+from bacalhau.transfer.threads import WRITER_LET_GO_SECONDS, TransferThreads
 from bacalhau_api.errors import TransientError
 from bacalhau_api.locality import input_key
 from bacalhau_api.v1.job import InputSource
@@ -38,7 +38,9 @@ class Fetch:
 
     async def in_thread(self, function: Callable[..., T], *args: object) -> T:
         """Run a blocking part of this transfer."""
-        return await self.threads.run(self.transfer, function, *args, patience_seconds=None)
+        return await self.threads.run(
+            self.transfer, function, *args, patience_seconds=WRITER_LET_GO_SECONDS
+        )
 
 
 def use_key(item: InputSource, use: Use) -> str:

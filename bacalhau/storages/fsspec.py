@@ -145,6 +145,7 @@ class FsspecStorage:
         try:
             system, _ = _open(url)
             with system.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none") as file:
+                transfer.check()
                 draft.begin("", size)
                 while data := file.read(CHUNK_BYTES):
                     transfer.check()

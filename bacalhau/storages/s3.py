@@ -325,6 +325,7 @@ def _copy(fetch: Fetch, bucket: Bucket, entry: Entry, wanted: str) -> Blob:
         body = answer["Body"]
         forget = fetch.transfer.on_cancel(body.close)
         try:
+            fetch.transfer.check()
             fetch.draft.begin("", entry.size_bytes)
             while data := body.read(256 * 1024):
                 fetch.transfer.check()

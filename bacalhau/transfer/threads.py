@@ -12,6 +12,9 @@ T = TypeVar("T")
 
 THREADS_MAX = 16
 LET_GO_SECONDS = 5.0
+WRITER_LET_GO_SECONDS = 60.0
+"""A thread that writes ends at its next piece. One that waits longer than this hangs in its source,
+and looks whether it was given up before it writes again."""
 
 
 class TransferThreads:
@@ -27,11 +30,10 @@ class TransferThreads:
         transfer: Transfer,
         function: Callable[..., T],
         *args: object,
-        patience_seconds: float | None = LET_GO_SECONDS,
+        patience_seconds: float = LET_GO_SECONDS,
     ) -> T:
         """Run a transfer in a thread. Cancelling it waits until the thread has let go, but not
-        longer than `patience_seconds`. One that writes needs None: nobody else may write where it
-        still does."""
+        longer than `patience_seconds`: long where it writes, since nobody else may write there."""
         begun = self._pool.submit(function, *args)
         work = asyncio.wrap_future(begun)
         try:
