@@ -1,5 +1,5 @@
-"""What a node fetches with and publishes with: the plugs of both kinds over one cache, one set of
-threads, one way to S3."""
+"""What a node fetches with and publishes with: the plugs of both kinds over one cache, and one way to
+S3. Each kind has threads of its own: slow downloads may take all of theirs, and results leave."""
 
 import logging
 from collections.abc import Mapping
@@ -38,12 +38,13 @@ class Transfers:
             allow_private=transfers.allow_private,
         )
         self._access = S3Access(transfers.s3_endpoints)
-        self._threads = TransferThreads()
+        self._fetching = TransferThreads()
+        self._publishing = TransferThreads()
         self._trouble = ""
         self.cache: InputCache | None = None
         try:
             store = ContentStore(data / "cache", bytes_max=transfers.cache_bytes, boot=boot)
-            self.cache = InputCache(store, self._threads)
+            self.cache = InputCache(store, self._fetching)
         except TransientError as error:
             # A node with a full disk still has results to report and work to finish.
             logger.error("Failed to open the input cache", extra={"error": error.message})
@@ -76,7 +77,7 @@ class Transfers:
 
     def publishers(self) -> dict[str, Publisher]:
         """By type, as jobs spell it."""
-        threads = self._threads
+        threads = self._publishing
         arguments: dict[str, dict[str, Any]] = {
             "local": {"node": self._node},
             "s3": {"access": self._access, "threads": threads},
@@ -88,7 +89,8 @@ class Transfers:
         """End what is under way; it is gone on with after the next start."""
         if self.cache is not None:
             await self.cache.close()
-        self._threads.close()
+        self._fetching.close()
+        self._publishing.close()
 
 
 class _Unusable:

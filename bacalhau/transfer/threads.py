@@ -18,7 +18,7 @@ and looks whether it was given up before it writes again."""
 
 
 class TransferThreads:
-    """Runs blocking transfers. One per node."""
+    """Runs blocking transfers of one kind."""
 
     def __init__(self, threads_max: int = THREADS_MAX) -> None:
         self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix="transfer")

@@ -1,12 +1,17 @@
 """The composition of a node's storages and publishers."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
+from bacalhau.publishers.s3 import S3Publisher
 from bacalhau.serve.transfers import Transfers
 from bacalhau.settings import ServeSettings, TransferSettings
 from bacalhau.storages.pins import MemoryPins
+from bacalhau.transfer.progress import Transfer
+from bacalhau.transfer.threads import THREADS_MAX
 from bacalhau_api.errors import TransientError
 from tests.support.inputs import USE, item
 
@@ -54,4 +59,24 @@ async def test_a_node_whose_cache_cannot_be_opened_still_starts(tmp_path: Path) 
         with pytest.raises(TransientError):
             await storages[name].fetch(item(name), tmp_path, USE)
     assert (await transfers.publishers()["s3"].health()).is_available
+    await transfers.close()
+
+
+async def test_downloads_that_stand_still_hold_up_no_result(tmp_path: Path) -> None:
+    transfers = made(tmp_path)
+    assert transfers.cache is not None
+    go_on = threading.Event()
+    try:
+        downloads = [
+            asyncio.create_task(transfers.cache.threads.run(Transfer(), go_on.wait, 60))
+            for _ in range(THREADS_MAX)
+        ]
+        await asyncio.sleep(0)
+        publisher = transfers.publishers()["s3"]
+        assert isinstance(publisher, S3Publisher)
+        async with asyncio.timeout(20):
+            await publisher._threads.run(Transfer(), lambda: None)
+    finally:
+        go_on.set()
+    await asyncio.gather(*downloads)
     await transfers.close()
