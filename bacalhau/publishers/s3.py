@@ -361,12 +361,18 @@ class _Upload:
             )
             for page in pages:
                 there |= {p["PartNumber"]: p["ETag"].strip('"') for p in page.get("Parts", ())}
-        except ClientError:
-            return "", {}  # it was completed, aborted or forgotten: begin anew
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status in _BUSY:
+                raise  # what is there is not given up for a server that has no time now
+            return "", {}  # it was completed, aborted or forgotten, or cannot be listed: begin anew
         return upload_id, there
 
     def _target(self) -> dict[str, str]:
         return {"Bucket": self.bucket.place.bucket, "Key": self.key}
+
+
+_BUSY = frozenset({429, 500, 502, 503, 504})
 
 
 def _chain(begun: deque[bytearray], rest: Iterator[bytearray]) -> Iterator[bytearray]:

@@ -1,6 +1,7 @@
 """The S3 publisher against a real server."""
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse, HTTPHeaders
 from botocore.exceptions import EndpointConnectionError
+from urllib3 import HTTPResponse
 
 from bacalhau.publishers.s3 import S3Publisher, presigned_link
 from bacalhau.transfer.s3 import Bucket, S3Access
@@ -119,6 +122,34 @@ async def test_a_long_upload_goes_in_parts_and_resumes(
     assert os.listdir(tmp_path) == ["outputs"]
     assert location.params["checksumSha256"]
     assert s3.admin.list_multipart_uploads(Bucket="data").get("Uploads", []) == []
+
+
+async def test_a_server_that_is_busy_costs_no_part_that_is_there(
+    publisher: S3Publisher, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(20 * MIB)
+    outputs = make_outputs(tmp_path / "outputs", {"big.bin": data})
+    sent: list[int] = []
+    _count_parts(monkeypatch, sent, fail_at=3)
+    with pytest.raises(TransientError):
+        await publisher.publish(target(s3, "big"), outputs)
+    before = set(sent)
+    sent.clear()
+    _count_parts(monkeypatch, sent, fail_at=0)
+
+    def busy(**_: object) -> AWSResponse:
+        body = io.BytesIO(b"<Error><Code>SlowDown</Code></Error>")
+        return AWSResponse(s3.url, 503, HTTPHeaders(), HTTPResponse(body, preload_content=False))
+
+    events = publisher._access.bucket("data", endpoint=s3.url).client.meta.events
+    events.register("before-send.s3.ListParts", busy)
+    with pytest.raises(TransientError, match="SlowDown"):
+        await publisher.publish(target(s3, "big"), outputs)
+    assert sent == []
+    events.unregister("before-send.s3.ListParts", busy)
+    await publisher.publish(target(s3, "big"), outputs)
+    assert not before & set(sent)
+    assert read_archive(s3.get("big.tar.gz"))["big.bin"] == data
 
 
 async def test_outputs_that_changed_are_not_mixed_with_earlier_parts(
