@@ -376,7 +376,7 @@ class Checker:
             version = execution.metadata.resource_version
             if held is None or held.metadata.resource_version < version:
                 self.fail(
-                    "I9",
+                    "I1",
                     f"{machine} says that it applied changes {changes.number} of "
                     f"{changes.session}; it does not know version {version} of {execution.ref}",
                     execution.name,
