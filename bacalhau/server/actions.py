@@ -71,13 +71,15 @@ class Actions:
         """
         origin = provenance or Provenance()
         services = self._services
-        uid = services.ids.uid()
+        # One for each try: an earlier one may have been stored, and the job deleted since.
+        uids: list[str] = []
         _check_names(submitted)
         outcome = ""
         for attempt in range(TRIES_MAX):
             # The cache is right but for moments, and compare-and-set finds those.
             existing = await self._read(submitted.ref, Job, is_fresh=attempt > 0)
-            is_mine = existing is not None and existing.metadata.uid == uid
+            is_mine = existing is not None and existing.metadata.uid in uids
+            uids.append(services.ids.uid())
             if existing is not None and existing.is_deleting:
                 raise ConflictError(
                     f"{existing.ref} is being deleted",
@@ -93,7 +95,7 @@ class Actions:
                 existing,
                 submitted,
                 now=services.clock.now(),
-                uid=uid,
+                uid=uids[-1],
                 namespace=self._namespace(submitted.ref.namespace),
                 # Who creates, rather than applies, asks for a run.
                 retired=retired if not create_only else None,
