@@ -178,6 +178,7 @@ class Gateway:
             *(self._inbox.offer(batch.node, batch.incarnation, fact) for fact in batch.facts),
             return_exceptions=True,
         )
+        self._tell_another(session, batch)
         acked = batch.facts[0].seq - 1 if batch.facts else 0
         for fact, outcome in zip(batch.facts, outcomes, strict=True):
             if isinstance(outcome, TransientError):
@@ -186,6 +187,17 @@ class Gateway:
                 raise outcome
             acked = fact.seq
         return Ack(node=batch.node, session=batch.session, seq=acked)
+
+    def _tell_another(self, session: _Session, batch: FactBatch) -> None:
+        """A session that began while these facts were stored has its list from before. It may be
+        that of another agent with the same identity, which has to hear what became of its work."""
+        present = self._sessions.get(batch.node)
+        if present is None or present is session or present.is_broken:
+            return
+        for fact in batch.facts:
+            kind = "Execution" if fact.execution is not None else "Publication"
+            present.dirty[Ref(kind, fact.namespace, fact.name)] = fact.uid
+        present.wake.set()
 
     # -- pushes to nodes -----------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The gateway: full list, then numbered changes, and a new hello after anything lost."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -46,8 +47,11 @@ class Inbox(FactInbox):
         super().__init__()
         self.stored: list[int] = []
         self.fails_from = 10**9
+        self.may_store = asyncio.Event()
+        self.may_store.set()
 
     async def offer(self, node: str, incarnation: str, fact: Fact) -> None:
+        await self.may_store.wait()
         if fact.seq >= self.fails_from:
             raise TransientError("not now")
         self.stored.append(fact.seq)
@@ -228,6 +232,28 @@ def test_facts_are_acknowledged_up_to_the_first_that_was_not_stored(rig: Rig) ->
     assert answer.seq == 11
     strange = batch.but(incarnation="i2")
     assert isinstance(rig.loop.run_until_complete(rig.gateway.facts(strange)), Refused)
+
+
+def test_what_another_agent_reported_meanwhile_is_told_to_the_present_one(rig: Rig) -> None:
+    """Two agents with one identity: the second has its list from before the first one's word."""
+    done = execution(job("a"))
+    rig.put(done)
+    rig.hello("s1")
+    rig.inbox.may_store.clear()
+    end = report(Phase.FAILED, step=3)
+    uid = done.metadata.uid
+    fact = Fact(seq=1, namespace="default", name=done.name, uid=uid, execution=end)
+    batch = FactBatch(node="n1", session="s1", incarnation="i1", facts=(fact,))
+    storing = rig.loop.create_task(rig.gateway.facts(batch))
+    rig.loop.run_until_idle()
+    rig.hello("s2")
+    rig.put(done.but(status=done.status.but(report=end)))
+    assert rig.line.sent == []
+    rig.inbox.may_store.set()
+    rig.loop.run_until_complete(storing)
+    rig.loop.run_until_idle()
+    ((told,),) = (changes.assignments.executions for changes in rig.line.sent)
+    assert told.status.report == end
 
 
 def test_a_second_agent_under_the_same_name_is_refused_while_the_first_lives(rig: Rig) -> None:
