@@ -285,7 +285,7 @@ class EmbeddedNats:
         while True:
             # On a busy machine one answer may take too long: it is asked again.
             with contextlib.suppress(httpx.HTTPError, ValueError):
-                if (await self._ask("/healthz")).get("status") == "ok":
+                if await self._is_healthy():
                     return await self._ask("/varz")
             await asyncio.sleep(_READY_POLL_SECONDS)
 
