@@ -43,7 +43,7 @@ from bacalhau_controllers.forecast.foresee import (
     foresee,
     without_nodes,
 )
-from bacalhau_controllers.forecast.token import SEED_LENGTH, read_token, uid_for
+from bacalhau_controllers.forecast.token import SEED_LENGTH, another_uid, read_token, uid_for
 from bacalhau_controllers.job import JobSettings
 from bacalhau_controllers.placement import RuleFinding
 from bacalhau_controllers.state import State
@@ -154,7 +154,7 @@ class Applier:
             if token and not done.changes:
                 decided = await self._as_planned(changes, token, any_place=any_place)
             else:
-                decided = decide(changes, self._deciding(seed))
+                decided = decide(changes, self._deciding(seed, is_again=bool(done.changes)))
             _check(decided)
             try:
                 await self._commit(decided, actor, done)
@@ -191,7 +191,16 @@ class Applier:
         named = [*what, *([] if any_place else where)]
         if named:
             raise self._outdated(token, found.plan, named, is_place_only=not what)
-        return found.changes
+        return tuple([await self._unused(change) for change in found.changes])
+
+    async def _unused(self, change: Change) -> Change:
+        """With another identity, if the planned one was there before."""
+        if change.action != "create" or change.new is None:
+            return change
+        uid = change.new.metadata.uid
+        if not await self._state.store.history(change.ref, limit=1, uid=uid):
+            return change
+        return replace(change, new=change.new.with_meta(uid=another_uid(uid, self._ids.uid())))
 
     def _outdated(
         self, token: str, now: ChangePlan, names: list[str], *, is_place_only: bool
@@ -219,8 +228,12 @@ class Applier:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def _deciding(self, seed: str) -> Deciding:
-        return Deciding(self._state.cache.get, self._clock.now(), lambda ref: uid_for(seed, ref))
+    def _deciding(self, seed: str, *, is_again: bool) -> Deciding:
+        def uid_of(ref: Ref) -> str:
+            uid = uid_for(seed, ref)
+            return another_uid(uid, self._ids.uid()) if is_again else uid
+
+        return Deciding(self._state.cache.get, self._clock.now(), uid_of)
 
     async def _read_again(self, changes: ChangeSet) -> None:
         """Learn what the store has now of everything in the set."""

@@ -78,6 +78,13 @@ def uid_for(seed: str, ref: Ref) -> str:
     return hashlib.sha256(f"{seed}/{ref}".encode()).hexdigest()[:32]
 
 
+def another_uid(planned: str, fresh: str) -> str:
+    """For an object that was made as planned before, and removed since: its executions have other
+    names then, which their nodes may still know, and the same places (`placement.turn_hash`)."""
+    half = len(planned) // 2
+    return fresh[:half] + planned[half:]
+
+
 def digest_of_set(changes: ChangeSet) -> str:
     """What was asked for: the documents, the owner and what it may prune. Not from where."""
     data: list[Any] = [changes.owner, changes.prune]

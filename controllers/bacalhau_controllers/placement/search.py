@@ -15,7 +15,7 @@ from bacalhau_controllers.placement.locality import NOWHERE, Near, locality_scor
 from bacalhau_controllers.placement.resources import Amounts, fits
 from bacalhau_controllers.placement.rules import Shape
 from bacalhau_controllers.placement.scores import AVOIDED, same_job_score
-from bacalhau_controllers.placement.table import Key, NodeTable, Reservation, unit_hash
+from bacalhau_controllers.placement.table import Key, NodeTable, Reservation, turn_hash
 
 # So small that it decides among equals only.
 _TIE_WEIGHT: Final = 1e-6
@@ -72,7 +72,7 @@ class Search:
             is_named[self.rows(request.only)] = True
             is_fit &= is_named
         # Equal nodes take turns: who comes first after the job's own point on the circle.
-        turn = table.ties - unit_hash(request.job_uid)
+        turn = table.ties - turn_hash(request.job_uid)
         turn += turn < 0.0
         score = turn * -_TIE_WEIGHT
         score += table.base

@@ -70,6 +70,12 @@ def unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
+def turn_hash(job_uid: str) -> float:
+    """The point from 0 to 1 at which a job begins among equal nodes. It depends on the second half
+    of the uid alone, so that a plan that is applied again can be placed alike."""
+    return unit_hash(job_uid[len(job_uid) // 2 :])
+
+
 class NodeTable:
     """All nodes and all reservations. Not thread-safe; every call is quick.
 

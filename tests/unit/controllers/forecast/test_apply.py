@@ -14,7 +14,8 @@ from bacalhau_controllers.forecast import Applier, ChangeSet, Limits, Owned, Wan
 from bacalhau_controllers.forecast.changes import CHANGES_MAX
 from bacalhau_controllers.forecast.token import read_token
 from bacalhau_controllers.memory import MemoryStore
-from bacalhau_controllers.store import Why, Write
+from bacalhau_controllers.placement.table import turn_hash
+from bacalhau_controllers.store import Delete, Why, Write
 from tests.support.job_world import make_node, make_spec
 from tests.support.samples import Bench
 from tests.support.simclock import SimLoop
@@ -27,6 +28,8 @@ class Losing(MemoryStore):
     after = 0
     before = 0
     conflicts = 0
+    is_removed = False
+    """Whether somebody removes the object whose answer was lost."""
 
     async def commit(self, writes: Sequence[Write], why: Why) -> tuple[Resource | None, ...]:
         """See Store.commit."""
@@ -39,6 +42,8 @@ class Losing(MemoryStore):
         done = await super().commit(writes, why)
         if self.after:
             self.after -= 1
+            if self.is_removed and (made := done[0]) is not None:
+                await super().commit([Delete(made.ref, made.metadata.resource_version)], why)
             raise OutcomeUnknownError("lost after")
         return done
 
@@ -74,6 +79,38 @@ def test_a_lost_answer_applies_once_and_tells_what_happened(fault: str, with_tok
             assert stored.metadata.uid == told.uid
             assert stored.metadata.generation == told.generation == 1
             assert len(run(store.history(stored.ref))) == 1
+
+
+def test_a_plan_that_is_applied_again_makes_others() -> None:
+    """Nodes may still know the executions of the job that was deleted, by name."""
+    with applier() as (apply, bench, _):
+        run = bench.loop.run_until_complete
+        changes = ChangeSet(wanted("a", "b"))
+        token = run(apply.plan(changes)).token
+        made = [run(apply.apply(changes, "u", token=token)).objects]
+        gone = [Delete(o.ref, o.metadata.resource_version) for o in bench.state.cache.list("Job")]
+        run(bench.state.commit(gone, Why("u", "Deleted")))
+        made.append(run(apply.apply(changes, "u", token=token)).objects)
+        for first, second in zip(*made, strict=True):
+            assert first.outcome == second.outcome == "created"
+            assert first.uid[:8] != second.uid[:8]
+            assert turn_hash(first.uid) == turn_hash(second.uid)
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+def test_what_was_removed_while_its_creation_was_in_doubt_is_made_as_another(
+    with_token: bool,
+) -> None:
+    with applier() as (apply, bench, store):
+        run = bench.loop.run_until_complete
+        changes = ChangeSet(wanted("a"))
+        token = run(apply.plan(changes)).token if with_token else ""
+        store.after, store.is_removed = 1, True
+        (told,) = run(apply.apply(changes, "u", token=token)).objects
+        uids = [e.uid for e in run(store.history(Ref("Job", "default", "a"))) if e.resource]
+        assert len(uids) == 2
+        assert uids[0][:8] != uids[1][:8]
+        assert told.uid == uids[1]
 
 
 def test_a_prune_whose_answer_was_lost_is_told() -> None:
