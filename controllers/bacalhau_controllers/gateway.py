@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from bacalhau_api.errors import BacalhauError, TransientError, UnavailableError
-from bacalhau_api.meta import Ref, Resource
+from bacalhau_api.meta import Contact, Ref, Resource
 from bacalhau_api.v1.execution import Desired, Execution, Publication
 from bacalhau_api.v1.node import Membership, Node
 from bacalhau_api.wire import (
@@ -342,15 +342,26 @@ class Gateway:
         return things
 
     def _as_told(self, thing: Execution | Publication) -> Execution | Publication:
-        """What a rejected node hears is to stop (I11), whatever else is still written."""
+        """What a rejected node hears is to stop (I11), whatever else is still written; so does a
+        node that comes back of what was given up under the policy `stop` (I12): its replacement may
+        be stored, and run, before the cache knows that this one is to stop."""
+        if thing.spec.desired is Desired.STOP:
+            return thing
         node = self._cache.get(Ref("Node", "", thing.spec.node))
         is_rejected = isinstance(node, Node) and node.spec.membership is Membership.REJECTED
-        if not is_rejected or thing.spec.desired is Desired.STOP:
+        if isinstance(thing, Publication):
+            return thing.but(spec=thing.spec.but(desired=Desired.STOP)) if is_rejected else thing
+        if not is_rejected and not self._is_given_up(thing):
             return thing
-        if isinstance(thing, Execution):
-            spec = thing.spec.but(desired=Desired.STOP, stop_reason="NodeRejected")
-            return thing.but(spec=spec)
-        return thing.but(spec=thing.spec.but(desired=Desired.STOP))
+        reason = "NodeRejected" if is_rejected else "Disconnected"
+        return thing.but(spec=thing.spec.but(desired=Desired.STOP, stop_reason=reason))
+
+    def _is_given_up(self, execution: Execution) -> bool:
+        """Whether one that its node ends by its own clock was not heard of for longer than that."""
+        if execution.spec.local_deadline_seconds is None:
+            return False
+        is_lost = execution.status.contact is Contact.LOST
+        return is_lost or self._presence.is_given_up(execution.ref)
 
     def _welcome(self, session: _Session, part: int) -> Welcome:
         is_last = part + 1 >= len(session.parts)

@@ -69,7 +69,7 @@ class ExecutionReconciler:
         execution = await self._find(ref, offers)
         if execution is None:
             self._inbox.drop(offers, "the execution does not exist")
-            self._ages.forget(ref)
+            self._forget(ref)
             return Result()
         spec = execution.spec
         mine, others = split_offers(offers, execution.metadata.uid, spec.node)
@@ -129,8 +129,12 @@ class ExecutionReconciler:
             why = Why(_ACTOR, JOB_GONE, f"its job {execution.spec.job} does not exist")
             await self._state.commit([Delete(execution.ref, version)], why)
             logger.info("Deleted orphan", extra={"execution": str(execution.ref)})
-            self._ages.forget(execution.ref)
+            self._forget(execution.ref)
             return
+        if todo.status.contact is Contact.LOST:
+            self._presence.give_up(execution.ref)
+        elif todo.status.phase.is_final:
+            self._presence.settle(execution.ref)
         changed = execution
         if todo.status != execution.status:
             changed = changed.but(status=todo.status)
@@ -141,6 +145,10 @@ class ExecutionReconciler:
             await self._state.commit([Put(changed, version)], _why(execution, changed))
             before, after = execution.status.waiting, todo.status.waiting
             self._ages.note(execution.ref, before, after)
+
+    def _forget(self, ref: Ref) -> None:
+        self._ages.forget(ref)
+        self._presence.settle(ref)
 
     def _of_node(self, old: Resource | None, new: Resource | None) -> Iterable[Ref]:
         """A node's contact, membership or ledger changed: all that runs there is concerned."""

@@ -1,4 +1,5 @@
-"""Who was heard from, and when: in memory, written by the gateway, read by the node reconciler.
+"""Who was heard from, and when: in memory, written by the gateway, read by the reconcilers. And
+what was given up because nobody was heard from, written by them, read by the gateway.
 
 A beat costs a few dictionary steps and no write. Only a node that falls silent, comes back, or says
 something new about itself wakes its reconciler. Nothing here outlives a term of leadership: a new
@@ -70,6 +71,7 @@ class Presence:
         self._heard: dict[str, float] = {}
         self._listening: OrderedDict[str, None] = OrderedDict()
         self._wake: Callable[[Ref], None] | None = None
+        self._given_up: set[Ref] = set()
         self._began = clock.monotonic()
 
     # -- written by the gateway ------------------------------------------------------------------
@@ -130,6 +132,21 @@ class Presence:
         self._sightings.pop(node, None)
         self._listening.pop(node, None)
 
+    # -- what was given up -----------------------------------------------------------------------
+
+    def give_up(self, ref: Ref) -> None:
+        """An execution is about to be stored as Lost, after which another may take its place. From
+        now on, however long that takes and whatever its answer, it is not to begin."""
+        self._given_up.add(ref)
+
+    def is_given_up(self, ref: Ref) -> bool:
+        """Whether that was said of an execution in this term."""
+        return ref in self._given_up
+
+    def settle(self, ref: Ref) -> None:
+        """The execution is over or gone."""
+        self._given_up.discard(ref)
+
     # -- terms -----------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -137,6 +154,7 @@ class Presence:
         """Start from nothing; call `wake` with each node whose state changed until it ends."""
         for table in (self._sightings, self._heard, self._listening):
             table.clear()
+        self._given_up.clear()
         self._began = self._clock.monotonic()
         self._wake = wake
         async with asyncio.TaskGroup() as tasks:

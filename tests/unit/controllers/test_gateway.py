@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from bacalhau_api.errors import TransientError, UnavailableError
-from bacalhau_api.meta import Ref
+from bacalhau_api.meta import Contact, Ref
 from bacalhau_api.v1.execution import Desired, Execution, Phase
 from bacalhau_api.v1.node import Membership, NodeInfo, NodeSpec
 from bacalhau_api.wire import (
@@ -290,6 +290,23 @@ def test_a_rejected_node_hears_only_stop(rig: Rig) -> None:
     kept = rig.cache.get(running.ref)
     assert isinstance(kept, Execution)
     assert kept.spec.desired is Desired.RUN, "what is stored is the job reconciler's to change"
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize(("deadline", "told"), [(30, Desired.STOP), (None, Desired.RUN)])
+def test_what_was_given_up_does_not_begin_any_more(
+    rig: Rig, is_stored: bool, deadline: int | None, told: Desired
+) -> None:
+    """Under `stop` another may run by now, which the cache need not know of."""
+    pending = execution(job("a"), local_deadline_seconds=deadline)
+    if is_stored:
+        rig.put(pending.but(status=pending.status.but(contact=Contact.LOST)))
+    else:
+        rig.put(pending)
+        rig.presence.give_up(pending.ref)
+    welcome = rig.hello()
+    assert isinstance(welcome, Welcome)
+    assert [e.spec.desired for e in welcome.assignments.executions] == [told]
 
 
 def test_a_follower_refuses_everybody(rig: Rig) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from bacalhau_api.errors import ConflictError, InvalidError, Problem, UnavailableError
+from bacalhau_api.errors import (
+    ConflictError,
+    InvalidError,
+    OutcomeUnknownError,
+    Problem,
+    UnavailableError,
+)
 from bacalhau_api.meta import Contact, Resource
 from bacalhau_api.v1.execution import Desired, Execution, Phase, Report
 from bacalhau_api.wire import Fact
@@ -221,6 +227,29 @@ def test_a_write_in_between_is_not_overwritten() -> None:
         desk.reconcile()
         assert offer.done()
         assert (desk.stored.phase, desk.stored.spec.desired) == (Phase.RUNNING, Desired.STOP)
+
+
+def test_what_is_to_be_lost_is_given_up_before_that_is_stored() -> None:
+    """Its node may come back meanwhile, and ask what it has to do."""
+    with SimLoop() as loop:
+        desk = Desk(loop)
+        store, ref = desk.bench.store, desk.execution.ref
+        assert isinstance(store, FailingStore)
+        desk.reconcile()
+        assert not desk.presence.is_given_up(ref)
+        (gone,) = [item for item in desk.bench.cache.list("Node") if item.name == "n1"]
+        delete = Delete(gone.ref, gone.metadata.resource_version)
+        loop.run_until_complete(desk.bench.state.commit([delete], Why("test", "Test")))
+        store.failure = OutcomeUnknownError("no answer")
+        with pytest.raises(OutcomeUnknownError):
+            desk.reconcile()
+        assert desk.presence.is_given_up(ref)
+        store.failure = None
+        desk.reconcile()
+        assert desk.stored.status.contact is Contact.LOST
+        desk.offer(report(Phase.STOPPED))
+        desk.reconcile()
+        assert not desk.presence.is_given_up(ref)
 
 
 def test_which_changes_concern_an_execution() -> None:
