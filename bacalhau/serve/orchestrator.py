@@ -13,6 +13,7 @@ from bacalhau.gitops.watched import run_sources
 from bacalhau.nats.connection import Connection, Credentials
 from bacalhau.nats.departures import Departures
 from bacalhau.nats.endpoint import NodeEndpoint
+from bacalhau.nats.external import check_external
 from bacalhau.nats.keys import write_private
 from bacalhau.nats.server import EmbeddedNats, NatsSettings, NodeUser
 from bacalhau.serve.links import LinkSigner
@@ -246,6 +247,8 @@ class Orchestrator:
             )
         await connection.open()
         parts.push_async_callback(connection.close)
+        if self._embedded is None:
+            await check_external(connection)
         return connection
 
 
