@@ -12,7 +12,7 @@ from bacalhau.store.codec import CorruptError
 from bacalhau_api.errors import InvalidError, TransientError
 from bacalhau_api.meta import Ref
 from bacalhau_controllers.cache import Cache, Informer
-from bacalhau_controllers.store import Changed, Delete, Put, Restarted, Synced
+from bacalhau_controllers.store import Changed, Delete, Put, Removed, Restarted, Synced
 from tests.support.nats import (
     Proxy,
     crash,
@@ -165,11 +165,12 @@ async def test_a_position_older_than_the_tombstones_restarts(server: EmbeddedNat
         (a, b) = await create(store, node("a"), node("b"))
         cursor = (await store.list()).cursor
         await store.commit([Delete(ref("a"), a)], WHY)
-        async with watching(store, cursor) as view:
-            await view.until({})
-            assert view.restarts == 0
-        await asyncio.sleep(2.5)
         (c,) = await create(store, node("c"))
+        async with watching(store, cursor) as view:
+            await view.until({ref("c"): c})
+            assert view.restarts == 0
+            assert Removed(ref("a"), c - 1) in view.events
+        await asyncio.sleep(2.5)
         async with watching(store, cursor) as view:
             await view.until({ref("b"): b, ref("c"): c})
             assert [type(event) for event in view.events[:1]] == [Restarted]
