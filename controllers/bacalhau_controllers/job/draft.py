@@ -124,14 +124,21 @@ class Draft:
         self._used += 1
         self.create[execution.name] = execution
 
-    def stop(self, execution: Execution, reason: str, *, superseded: bool = False) -> None:
-        """Have an execution stop, unless it was told so before."""
+    def stop(
+        self,
+        execution: Execution,
+        reason: str,
+        *,
+        superseded: bool = False,
+        is_sure: bool = False,
+    ) -> None:
+        """Have an execution stop, unless it was told so before. `is_sure`: `has_room` was asked."""
         old = self.update.get(execution.name, execution)
         new = stopped(old, reason, superseded=superseded)
         if new == old:
             return
         if execution.name not in self.update:
-            if not self.has_room():
+            if not is_sure and not self.has_room():
                 return
             self._used += 1
         self.update[execution.name] = new

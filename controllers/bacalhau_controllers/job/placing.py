@@ -119,7 +119,7 @@ class Placer:
     def place(self, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on the best node. None if there is none, or no more room in
         this plan."""
-        if not self._may_begin(view):
+        if not self._may_begin(view, found):
             return None
         search = self._open()
         row = None if self._is_exhausted else search.best(found.avoid, self._near(view))
@@ -131,7 +131,7 @@ class Placer:
 
     def try_move(self, view: SlotView, found: Look) -> Execution | None:
         """As `place`, but never on a node in `avoid`."""
-        if not self._may_begin(view):
+        if not self._may_begin(view, found):
             return None
         if not self.can_move(view, found):
             return None
@@ -151,7 +151,7 @@ class Placer:
 
     def place_on(self, node: str, view: SlotView, found: Look) -> Execution | None:
         """Create the next attempt on one node, if it fits there."""
-        if not self._may_begin(view):
+        if not self._may_begin(view, found):
             return None
         search = self._open()
         row = search.at(node)
@@ -203,9 +203,11 @@ class Placer:
                 used = Amounts(*(u - m for u, m in zip(used, made.amounts, strict=True)))
         return not allowance.refusal(used, self.request.amounts)
 
-    def _may_begin(self, view: SlotView) -> bool:
-        """Whether anything but a place is in the way of one more execution."""
-        return self._has_room() and not self._waits_for_pins() and not self._is_over_quota(view)
+    def _may_begin(self, view: SlotView, found: Look) -> bool:
+        """Whether nothing but a place is in the way of one more execution."""
+        # Those that it replaces are told so in the same commit, or not at all.
+        has_room = self._has_room(1 + len(found.retires))
+        return has_room and not self._waits_for_pins() and not self._is_over_quota(view)
 
     def _is_over_quota(self, view: SlotView) -> bool:
         """Whether the namespace has no room for one more. Then the slot waits, and says so."""
@@ -220,8 +222,8 @@ class Placer:
         self.quota = self.quota or refusal
         return True
 
-    def _has_room(self) -> bool:
-        if self._draft.has_room():
+    def _has_room(self, writes: int) -> bool:
+        if self._draft.has_room(writes):
             return True
         self._postponed += 1
         return False
@@ -278,7 +280,7 @@ class Placer:
         search.take(row, (execution.metadata.namespace, execution.name))
         draft.add(execution)
         for old in found.retires:
-            draft.stop(old, "Superseded", superseded=True)
+            draft.stop(old, "Superseded", superseded=True, is_sure=True)
         self.created += 1
         return execution
 
