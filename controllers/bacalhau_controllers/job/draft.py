@@ -1,7 +1,7 @@
 """A plan in the making: what is to be written, and what is waited for. Bounded.
 
-One commit takes a limited number of writes. What does not fit is left for the next reconcile,
-which follows at once; since plans are made from what is stored, nothing is forgotten.
+One commit takes a limited number of writes, and of bytes. What does not fit is left for the next
+reconcile, which follows at once; since plans are made from what is stored, nothing is forgotten.
 """
 
 from collections.abc import Iterable
@@ -107,6 +107,8 @@ class Draft:
     wake_at: datetime | None = None
     waits: dict[str, _Wait] = field(default_factory=dict)
     _used: int = 1  # the job's own status
+    _bytes: int = 0
+    _bytes_each: int = 0
 
     @property
     def job(self) -> Job:
@@ -115,13 +117,17 @@ class Draft:
 
     def has_room(self, writes: int = 1) -> bool:
         """Whether so many writes still fit; if not, the rest has to follow in another plan."""
-        if self._used + writes > self.settings.writes_max:
+        is_heavy = self._bytes >= self.settings.bytes_max
+        if is_heavy or self._used + writes > self.settings.writes_max:
             self.is_full = True
         return not self.is_full
 
     def add(self, execution: Execution) -> None:
         """Create an execution. Call after `has_room`."""
         self._used += 1
+        if not self.create:  # the others are as large as the first, give or take a name
+            self._bytes_each = len(execution.encode())
+        self._bytes += self._bytes_each
         self.create[execution.name] = execution
 
     def stop(
@@ -141,6 +147,7 @@ class Draft:
             if not is_sure and not self.has_room():
                 return
             self._used += 1
+            self._bytes += len(new.encode())
         self.update[execution.name] = new
 
     def seen(self, view: SlotView) -> SlotView:
@@ -160,9 +167,12 @@ class Draft:
         if not self.has_room(2):
             return False
         self._used += 2
-        self.accept.append(new_acceptance(self.job, execution, self.now))
+        acceptance = new_acceptance(self.job, execution, self.now)
+        self._bytes += len(acceptance.encode())  # it has the job's labels
+        self.accept.append(acceptance)
         publication = new_publication(self.job, execution, self.now) if publishes else None
         if publication is not None and publication.name not in self.view.publications:
+            self._bytes += len(publication.encode())
             self.publish.append(publication)
         return True
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from bacalhau_api.errors import ConflictError, TerminalError
+from bacalhau_api.errors import ConflictError, InvalidError, TerminalError
 from bacalhau_api.meta import Ref, Resource
 from bacalhau_api.v1.execution import Acceptance, Execution, Phase, Publication
 from bacalhau_api.v1.job import Job, JobType
@@ -202,7 +202,7 @@ class JobReconciler:
         self._in_doubt[job.ref] = _Doubt(version, keys)
         try:
             await self._state.commit(writes, Why(_ACTOR, todo.reason, todo.message))
-        except ConflictError:  # nothing was written now, but perhaps by an earlier try
+        except (ConflictError, InvalidError):  # nothing written now, but perhaps by an earlier try
             await self._settle_doubt(job.ref, is_over=True)
             raise
         del self._in_doubt[job.ref]

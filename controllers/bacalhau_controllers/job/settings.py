@@ -8,6 +8,7 @@ class JobSettings:
     """Bounds and patience of the job reconciler.
 
     writes_max            writes in one commit; the rest of the work follows in the next
+    bytes_max             bytes in one commit, give or take an object and the job; likewise
     generations_kept      generations whose executions stay in the live set, the current included
     attempts_kept         attempts of one slot that stay in the live set
     verdicts_kept         placement verdicts in a job's status
@@ -26,6 +27,7 @@ class JobSettings:
     """
 
     writes_max: int = 400
+    bytes_max: int = 8 * 1024 * 1024
     generations_kept: int = 3
     attempts_kept: int = 5
     verdicts_kept: int = 4

@@ -104,7 +104,11 @@ class Orchestrator:
             on_stopped_leading=follow,
         )
         settings = JobSettings(
-            fault_backoff_seconds_max=20.0, ready_seconds=2.0, verdict_seconds=20.0
+            fault_backoff_seconds_max=20.0,
+            ready_seconds=2.0,
+            verdict_seconds=20.0,
+            # Small, so that many plans are cut short and go on in the next.
+            bytes_max=self.rng.choice((1, 2000, 1 << 20)),
         )
         ages = WaitAges(clock)
         jobs = JobReconciler(own, clock, settings=settings, ages=ages)

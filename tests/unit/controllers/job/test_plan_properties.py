@@ -175,6 +175,7 @@ def worlds(draw: st.DrawFn) -> tuple[Objects, datetime, JobSettings]:
             _fill_slot(draw, world, job, number, key)
     tuned = JobSettings(
         writes_max=draw(st.sampled_from([400, 400, 4])),
+        bytes_max=draw(st.sampled_from([1 << 20, 1 << 20, 1])),
         generations_kept=draw(st.integers(1, 3)),
         attempts_kept=draw(st.sampled_from([1, 2, 5])),
     )

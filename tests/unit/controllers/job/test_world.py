@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -44,9 +45,9 @@ def w() -> Iterator[World]:
         assert made.writes_while(600) == 0, "it went on writing after everything had settled"
 
 
-def with_nodes(w: World, *names: str) -> World:
+def with_nodes(w: World, *names: str, **how: Any) -> World:
     for name in names:
-        w.add_node(name)
+        w.add_node(name, **how)
     return w
 
 
@@ -1117,6 +1118,36 @@ def test_a_large_job_is_placed_in_bounded_commits(w: World) -> None:
     w.delete("j")
     w.settle()
     assert not w.bench.cache.list("Execution")
+
+
+def test_a_heavy_job_is_placed_stopped_and_removed_in_commits_that_are_not_too_large(
+    w: World,
+) -> None:
+    """All its executions together have more bytes than any commit may have."""
+    with_nodes(w, "a", "b", cpu=100_000)
+    w.default = run_on
+    heavy = {f"KEY{i}": "x" * 60_000 for i in range(8)}
+    w.submit("j", make_spec(count=100, task={"env": heavy}))
+    w.bench.loop.run_until_idle()
+    assert len(w.executions("j")) == 100
+    w.settle()
+    assert len(w.running("j")) == 100
+    w.stop("j")
+    w.settle()
+    assert w.job("j").status.phase is JobPhase.STOPPED
+    assert not [e for e in w.executions("j") if not e.phase.is_final]
+    w.delete("j")
+    w.settle()
+    assert not w.bench.cache.list("Execution")
+
+
+def test_results_with_heavy_labels_are_all_accepted(w: World) -> None:
+    with_nodes(w, "a", "b", cpu=100_000)
+    labels = {f"{i:0253}": "x" * 256 for i in range(256)}
+    w.submit("j", make_spec(count=300, cpu=100, publisher="local"), labels=labels)
+    w.settle(seconds=3)
+    status = w.job("j").status
+    assert (status.phase, status.slots.delivered) == (JobPhase.COMPLETED, 300)
 
 
 @pytest.mark.parametrize(("after", "told"), [(1, 15), (15, 15), (16, 16), (None, 1800)])
