@@ -108,8 +108,8 @@ class Manager:
 
         `watches` maps changes of other kinds to keys of this one; by default the reconciler's
         own attribute of that name, if it has one; so it is with `workers`, how many keys are looked
-        at at the same time. `key` names what is reconciled for an object of `kind`, by default
-        itself.
+        at at the same time, and `deadline_seconds` (of the attribute alone), how long one look may
+        take. `key` names what is reconciled for an object of `kind`, by default itself.
         """
         if self._is_started:
             raise RuntimeError("reconcilers are added before the manager runs")
@@ -117,6 +117,7 @@ class Manager:
             raise ValueError(f"a reconciler named {reconciler.name!r} was added already")
         own: Mapping[str, Watch] = getattr(reconciler, "watches", {})
         own_workers: int | None = getattr(reconciler, "workers", None)
+        own_deadline: float | None = getattr(reconciler, "deadline_seconds", None)
         defaults = self._settings.controllers
         controller = Controller(
             reconciler,
@@ -126,7 +127,11 @@ class Manager:
             self._state,
             self._clock,
             self._rng,
-            replace(defaults, workers=workers or own_workers or defaults.workers),
+            replace(
+                defaults,
+                workers=workers or own_workers or defaults.workers,
+                deadline_seconds=own_deadline or defaults.deadline_seconds,
+            ),
             self.is_leader.clear,
         )
         self._controllers[reconciler.name] = controller

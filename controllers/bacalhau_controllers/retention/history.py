@@ -36,6 +36,7 @@ class HistoryReconciler:
     """Its keys are namespaces."""
 
     name = "history"
+    deadline_seconds = 300.0  # the sizes of all changes are asked for, millions of them
 
     def __init__(self, state: State, clock: Clock, keeper: HistoryKeeper) -> None:
         self._state = state

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from bacalhau_api.v1.job import Job
 from bacalhau_api.v1.retired import RetiredJob
@@ -52,10 +52,9 @@ def plan(
     ]
     finished.sort(key=lambda pair: (pair[0], pair[1].name))
     surplus = max(0, len(finished) - settings.finished_max)
-    oldest_kept = now - timedelta(seconds=settings.finished_seconds)
     expired: list[Expired] = []
     for place, (ended, job) in enumerate(finished):
-        if ended <= oldest_kept:
+        if (now - ended).total_seconds() >= settings.finished_seconds:  # which may be ages
             expired.append(Expired(job, "RetentionTime"))
         elif place < surplus:
             expired.append(Expired(job, "RetentionCount"))
@@ -71,11 +70,11 @@ def forgotten(
     """Of what stays of the jobs of one namespace, that which has stayed for long enough."""
     found = sorted(retired, key=lambda item: (item.spec.retired_at, item.name))
     surplus = max(0, len(found) - settings.retired_max)
-    oldest_kept = now - timedelta(seconds=settings.retired_seconds)
     gone = [
         item
         for place, item in enumerate(found)
-        if place < surplus or item.spec.retired_at <= oldest_kept
+        if place < surplus
+        or (now - item.spec.retired_at).total_seconds() >= settings.retired_seconds
     ]
     return tuple(gone[: settings.deletions_max])
 

@@ -68,6 +68,34 @@ def test_by_size_but_nothing_of_the_last_hour() -> None:
         loop.run_until_complete(manager.close())
 
 
+class Slow:
+    """A store that takes a while, and counts."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.begun = self.done = 0
+
+    async def trim_history(self, namespace: str, **limits: object) -> int:
+        self.begun += 1
+        await self.bench.clock.sleep(100)
+        self.done += 1
+        return 0
+
+
+def test_a_pass_over_a_long_history_may_take_its_time() -> None:
+    with SimLoop() as loop:
+        bench = Bench(loop)
+        bench.put(space(history_bytes=1))
+        store = Slow(bench)
+        manager = Manager(bench.state, bench.clock, bench.rng)
+        manager.add(HistoryReconciler(bench.state, bench.clock, store), "Namespace")
+        bench.loop.create_task(manager.run(), name="manager")
+        loop.advance(HOUR)
+        assert store.done == 6
+        assert store.begun <= 7, "one may be under way"
+        loop.run_until_complete(manager.close())
+
+
 def test_without_limits_nothing_is_asked_for() -> None:
     with SimLoop() as loop:
         bench = Bench(loop)

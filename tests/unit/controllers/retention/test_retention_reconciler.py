@@ -1,7 +1,9 @@
 """The retention reconciler under a manager."""
 
+from bacalhau_api.meta import ObjectMeta
 from bacalhau_api.v1.execution import PublicationPhase
 from bacalhau_api.v1.job import Job, JobPhase
+from bacalhau_api.v1.namespace import Namespace, NamespaceSpec, Retention
 from bacalhau_controllers.manager import Manager
 from bacalhau_controllers.retention import (
     RetentionReconciler,
@@ -61,6 +63,21 @@ def test_surplus_is_worked_off_in_bounded_passes() -> None:
         assert [is_going(bench, j) for j in jobs] == [True] * 2 + [False] * 8
         loop.advance(200)
         assert [is_going(bench, j) for j in jobs] == [True] * 7 + [False] * 3
+        loop.run_until_complete(manager.close())
+
+
+def test_for_ever_is_no_reason_to_keep_more_than_so_many() -> None:
+    """Longer than there are dates."""
+    with SimLoop() as loop:
+        bench = Bench(loop)
+        limits = Retention(finished_seconds=1e12, finished_max=2)
+        meta = ObjectMeta(name="default", namespace="", uid="space", generation=1)
+        bench.put(Namespace(metadata=meta, spec=NamespaceSpec(retention=limits)))
+        jobs = [finished(f"j{i}", i) for i in range(4)]
+        bench.put(*jobs)
+        manager = office(bench)
+        loop.advance(100)
+        assert [is_going(bench, j) for j in jobs] == [True, True, False, False]
         loop.run_until_complete(manager.close())
 
 
