@@ -27,6 +27,10 @@ _CONNECT_SECONDS = 5.0
 # After so many items in a row the event loop gets its turn.
 _ITEMS_PER_TURN = 64
 
+# In an epoch, between the time at which the stream was created and that at which it was found to
+# have lost its end.
+_SHORTENED: Final = "~"
+
 Item = Delivery | Restarted | Synced
 
 
@@ -146,12 +150,13 @@ class Follow(AsyncIterator[Item]):
             self._epoch, self._position = self._since.epoch, self._since.revision
             self._current_at = self._current.moment_of(self._since)
         if self._epoch is None:
-            self._start_list(info)
+            self._start_list(info, info.created)
         elif not await self._can_continue(info):
             logger.info("Store cannot continue a watch", extra={"position": self._position})
+            epoch = self._epoch_after(info)
             self._ready.clear()
-            self._ready.append(Restarted(info.created))
-            self._start_list(info)
+            self._ready.append(Restarted(epoch))
+            self._start_list(info, epoch)
         policy: Mapping[str, object] = LAST_PER_SUBJECT
         if self._position or not self.is_listing:
             policy = {
@@ -168,8 +173,18 @@ class Follow(AsyncIterator[Item]):
             raise
         return feed
 
-    def _start_list(self, info: StreamInfo) -> None:
-        self._epoch = info.created
+    def _epoch_after(self, info: StreamInfo) -> str:
+        """A stream that is shorter than it was has lost its end, such as by a power failure or by a
+        backup that was restored. It gives the same revisions out again, so that they cannot be
+        compared any more: it counts as another one."""
+        if self._epoch is None or _created(self._epoch) != info.created:
+            return info.created
+        if self._position <= info.sequence_last:
+            return self._epoch
+        return f"{info.created}{_SHORTENED}{info.now.timestamp():.6f}"
+
+    def _start_list(self, info: StreamInfo, epoch: str) -> None:
+        self._epoch = epoch
         self._position = 0
         self._position_time = None
         self._current_at = time.time()
@@ -185,7 +200,8 @@ class Follow(AsyncIterator[Item]):
         they are kept that nothing was missing. When that was is known of where a watch of this
         store has been; of another position we know only which messages are younger.
         """
-        if info.created != self._epoch or self._position > info.sequence_last:
+        is_same = self._epoch is not None and info.created == _created(self._epoch)
+        if not is_same or self._position > info.sequence_last:
             return False
         if self._position == info.sequence_last:
             return True  # nothing was written since, so nothing was removed
@@ -214,3 +230,8 @@ class Follow(AsyncIterator[Item]):
         started = time.monotonic()
         await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
         logger.debug("Watch resumes", extra={"after": time.monotonic() - started})
+
+
+def _created(epoch: str) -> str:
+    """When the stream of an epoch was created."""
+    return epoch.partition(_SHORTENED)[0]

@@ -1,6 +1,7 @@
 """The watch over JetStream: cut lines, a slow reader, expired tombstones, odd messages."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from bacalhau.nats.server import EmbeddedNats
 from bacalhau.store import feed
 from bacalhau.store.codec import CorruptError
+from bacalhau.system import SystemClock
 from bacalhau_api.errors import InvalidError, TransientError
 from bacalhau_api.meta import Ref
 from bacalhau_controllers.cache import Cache, Informer
@@ -18,6 +20,7 @@ from tests.support.nats import (
     crash,
     delete_stream,
     eventually,
+    kill,
     open_connection,
     open_store,
     running_server,
@@ -174,6 +177,45 @@ async def test_a_position_older_than_the_tombstones_restarts(server: EmbeddedNat
         async with watching(store, cursor) as view:
             await view.until({ref("b"): b, ref("c"): c})
             assert [type(event) for event in view.events[:1]] == [Restarted]
+
+
+async def test_a_store_that_lost_its_end_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup is restored under a process that goes on: what came after it never was, though its
+    revisions are the higher ones."""
+    monkeypatch.setattr("bacalhau.nats.server._RESTART_PAUSE_MAX", 0.1)
+    files, copy = tmp_path / "nats" / "jetstream", tmp_path / "copy"
+    async with running_server(tmp_path / "nats") as server, open_store(server) as store:
+        kept, changed = await create(store, node("kept"), node("changed"))
+        shutil.copytree(files, copy)
+        cache = Cache()
+        informer = asyncio.create_task(Informer(store, cache, SystemClock()).run())
+        await cache.wait_synced()
+        revision = changed
+        for _ in range(3):
+            (stored,) = await store.commit([Put(node("changed"), revision)], WHY)
+            assert stored is not None
+            revision = stored.metadata.resource_version
+        await create(store, node("lost"))
+        await eventually(lambda: cache.get(ref("lost")) is not None)
+        epoch = cache.cursor and cache.cursor.epoch
+        kill(server)
+        shutil.rmtree(files)
+        shutil.copytree(copy, files)
+        await eventually(lambda: cache.get(ref("lost")) is None)
+        seen = {item.name: item.metadata.resource_version for item in cache.list("Node")}
+        assert seen == {"kept": kept, "changed": changed}
+        await eventually(lambda: cache.is_synced)
+        assert cache.cursor is not None
+        assert cache.cursor.epoch != epoch
+        (again,) = await store.commit([Put(node("changed"), changed)], WHY)
+        assert again is not None
+        await eventually(lambda: cache.get(ref("changed")) == again)
+        async with watching(store, cache.cursor) as view:  # the new epoch can be continued
+            await view.synced()
+            assert view.restarts == 0
+        informer.cancel()
 
 
 async def test_a_removal_that_left_nothing_newer_restarts(server: EmbeddedNats) -> None:
