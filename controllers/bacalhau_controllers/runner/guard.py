@@ -46,11 +46,19 @@ PAUSE_SECONDS_MAX = 900.0
 @contextlib.contextmanager
 def foreseen(what: str) -> Iterator[None]:
     """Turn an error that is none of ours into UnavailableError (reason Internal). A plug that has no
-    file descriptor left, or a bug, is to cost its own work for a while, not the agent."""
+    file descriptor left, or a bug, is to cost its own work for a while, not the agent.
+
+    So is work of the plug's own that was cancelled, such as a download that several wait for: whoever
+    waits was not, and would end without a word."""
     try:
         yield
     except (BacalhauError, TimeoutError):
         raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnavailableError(f"{what} was broken off", reason=INTERNAL) from error
     except Exception as error:
         logger.exception("Failed in an unforeseen way", extra={"at": what})
         raise UnavailableError(f"{what} failed: {error!r}", reason=INTERNAL) from error

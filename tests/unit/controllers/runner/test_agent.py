@@ -1,7 +1,7 @@
 """The agent over fakes, in virtual time: what a node does with and without an orchestrator."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -610,6 +610,35 @@ def test_bugs_in_plugs_are_faults_of_the_node_and_hit_nobody_else(
     assert first.is_system_fault
     assert second.phase is Phase.SUCCEEDED
     assert "Failed in an unforeseen way" in caplog.text
+
+
+def test_work_that_a_plug_broke_off_is_begun_again(loop: SimLoop) -> None:
+    """As a pull that several wait for, when the engine is opened anew."""
+    w = World(loop)
+    real: dict[str, Callable[..., Awaitable[Any]]] = {
+        "prepare": w.engine.prepare,
+        "health": w.engine.health,
+    }
+    times = {"prepare": 2, "health": 2}
+
+    def breaking_off(name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any) -> Any:
+            if times[name]:
+                times[name] -= 1
+                shared = asyncio.ensure_future(asyncio.sleep(3600))
+                asyncio.get_running_loop().call_later(1.0, shared.cancel)
+                await asyncio.shield(shared)
+            return await real[name](*arguments)
+
+        return call
+
+    for name in real:
+        setattr(w.engine, name, breaking_off(name))
+    w.start()
+    loop.advance(60)
+    w.do(w.hub.assign(execution("a")))
+    assert w.until_final("a")[0].phase is Phase.SUCCEEDED
+    assert times == {"prepare": 0, "health": 0}
 
 
 def test_a_bug_of_ours_hits_one_execution_and_not_for_ever(
