@@ -407,12 +407,14 @@ def agent_started(case: Case, state: RunnerState, event: AgentStarted) -> Runner
 def _after_boot(case: Case, state: RunnerState) -> RunnerState:
     """Moments of an earlier boot cannot be compared with present ones: waits begin anew, retries
     are due now. How long the node was off is not known either (a clock without battery forgets),
-    so with the policy `stop` nothing starts again before the orchestrator has been heard."""
+    so with the policy `stop` nothing starts again before the orchestrator has been heard. Nor is it
+    known how long a run lasted: that the power failed is not held against it."""
     is_stopping = state.stage is Stage.STOPPING  # when that was decided says what ended before it
     return state.but(
         since=state.since if is_stopping else case.now,
         due=case.now if state.due is not None else None,
         run_since=case.now if state.run_since is not None else None,
+        restarts=state.restarts if state.run_since is None else 0,
         needs_contact=case.spec.local_deadline_seconds is not None
         and not state.stage.is_over
         and not is_stopping,

@@ -519,6 +519,20 @@ def test_waits_begin_anew_after_a_reboot() -> None:
     assert case.state.stage is Stage.STARTING
 
 
+def test_power_that_fails_each_night_makes_no_service_wait_ever_longer() -> None:
+    case = started_case(execution(job_type=JobType.SERVICE))
+    for night in range(1, 20):
+        case.on(Exited(2 * night - 1, exited(1)), after=1)  # it does fail now and then
+        case.due()
+        case.on(Started(2 * night))
+        case.time += 50_000
+        case.boot += "+"
+        case.on(AgentStarted(VANISHED))
+        assert case.state.stage is Stage.RESTARTING
+        assert case.due() < 2
+        case.on(Started(2 * night + 1))
+
+
 def test_policy_stop_starts_nothing_unheard_after_a_reboot() -> None:
     case = started_case(execution(local_deadline=60))
     case.boot = "b2"
