@@ -76,7 +76,7 @@ LEASH_SLACK_SECONDS = 2.0
 """How much later than the agent a workload ends itself: the agent's way is the orderly one."""
 
 DISK_SECONDS = 600.0
-"""For what is done on the node's own disk, per execution."""
+"""For what is done on the node's own disk, per execution; but not for reading outputs."""
 
 
 async def perform(
@@ -416,7 +416,8 @@ async def _collect(site: Site, execution: Execution, exit_code: int | None) -> E
     try:
         async with site.slots.collects:
             call = site.workspace.collect(layout, exit_code)
-            return CollectDone(await within(DISK_SECONDS, "summing up outputs", call))
+            seconds = site.limits.collect_try_seconds
+            return CollectDone(await within(seconds, "summing up outputs", call))
     except BacalhauError as error:
         is_transient = isinstance(error, TransientError)
         reason = "OutputsUnreadable" if is_transient else error.reason

@@ -57,8 +57,8 @@ def waiting_of(case: Case, state: RunnerState) -> Waiting:
             each += limits.retry_seconds_max
             return waiting("Stop", seconds=limits.stop_tries_max * each)
         case Stage.COLLECTING:
-            each = limits.retry_seconds_max
-            return waiting("Outputs", seconds=(limits.collect_tries_max + 1) * each)
+            each = limits.collect_try_seconds + limits.retry_seconds_max
+            return waiting("Outputs", seconds=limits.collect_tries_max * each)
     if state.detail:
         return waiting("Engine")
     timeout = spec.task.timeouts.execution_timeout

@@ -144,6 +144,8 @@ class Limits:
     stop_grace_seconds: float = 10.0
     stop_margin_seconds: float = 30.0
     collect_tries_max: int = 5
+    collect_try_seconds: float = 6 * 3600.0
+    """Outputs are read as a whole, and may be a terabyte on a slow disk."""
     interruptions_max: int = 3
     timeout_margin_seconds: float = 10.0
     """The engine enforces the execution's timeout; the runner steps in so much later."""

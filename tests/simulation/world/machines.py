@@ -41,6 +41,7 @@ LIMITS = Limits(
     start_try_seconds=10.0,
     stop_grace_seconds=2.0,
     stop_margin_seconds=5.0,
+    collect_try_seconds=10.0,
     retry_seconds_max=10.0,
     timeout_margin_seconds=5.0,
 )

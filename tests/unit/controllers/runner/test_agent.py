@@ -21,7 +21,7 @@ from bacalhau_controllers.runner.ledger import (
     MemoryLedger,
     PutContact,
 )
-from bacalhau_controllers.runner.ports import Layout, Observation, RunPhase
+from bacalhau_controllers.runner.ports import Collected, Layout, Observation, RunPhase
 from bacalhau_controllers.runner.state import Exited, Limits, Stage, Started
 from tests.support.runner import NODE, World, execution, publication, stopped
 from tests.support.simclock import SimLoop
@@ -577,6 +577,24 @@ def test_a_silent_engine_is_waited_for(loop: SimLoop) -> None:
     w.engine.is_silent = False
     assert w.until_final("a", seconds_max=2000)[0].phase is Phase.SUCCEEDED
     assert w.engine.started == {"a.1": 1}
+
+
+def test_outputs_that_take_hours_to_read_are_no_failure(loop: SimLoop) -> None:
+    w = world(loop)
+    real = w.workspace.collect
+
+    async def collect(layout: Layout, exit_code: int | None) -> Collected:
+        await asyncio.sleep(2 * 3600)  # a terabyte, on a slow disk
+        return await real(layout, exit_code)
+
+    w.workspace.collect = collect  # type: ignore[method-assign]
+    w.do(w.hub.assign(execution("a")))
+    loop.advance(3600)
+    waiting = w.hub.report("a").waiting
+    assert waiting is not None
+    assert waiting.until is not None
+    assert (waiting.what, waiting.until > w.clock.now()) == ("Outputs", True)
+    assert w.until_final("a", seconds_max=8000)[0].phase is Phase.SUCCEEDED
 
 
 def test_stop_is_repeated_until_the_engine_obeys(loop: SimLoop) -> None:
