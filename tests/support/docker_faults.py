@@ -23,7 +23,7 @@ CLOSE_SECONDS = 30.0
 @dataclass
 class Fault:
     """What happens to requests whose `METHOD /path` matches. `late` passes the request on, and its
-    answer never; `lie` answers with `body` in the engine's place."""
+    answer never; `lie` answers with `body` in the engine's place, as `error` does if it is given."""
 
     pattern: str
     kind: Kind
@@ -111,7 +111,9 @@ class FaultProxy:
                 return
             if fault.kind in ("error", "lie"):
                 status = fault.status if fault.kind == "error" else 200
-                body = {"message": "it went wrong"} if fault.kind == "error" else fault.body
+                body = fault.body
+                if fault.kind == "error" and body is None:
+                    body = {"message": "it went wrong"}
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 answer = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n"
                 answer += f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"

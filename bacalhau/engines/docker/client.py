@@ -53,6 +53,11 @@ class RefusedError(Exception):
         self.status = status
         self.message = message
 
+    @property
+    def is_version(self) -> bool:
+        """Whether it is about the version of the API that was asked for."""
+        return self.status == 400 and self.message.lower().startswith("client version")
+
 
 class Lane:
     """A few threads. A thread that hangs keeps its place, so that only so many ever do."""
@@ -243,12 +248,30 @@ class EngineClient:
         args: Any,
         kwargs: Mapping[str, Any],
     ) -> Any:
-        api = await self._api(seconds)
-        limit = seconds + extra_seconds
-        call = functools.partial(
-            _translated, self.host, getattr(api, method), method, args, kwargs, limit
-        )
-        return await lane.run(call, f"the Docker engine's {method}", limit + _SPARE_SECONDS)
+        while True:
+            api = await self._api(seconds)
+            limit = seconds + extra_seconds
+            call = functools.partial(
+                _translated, self.host, getattr(api, method), method, args, kwargs, limit
+            )
+            what = f"the Docker engine's {method}"
+            try:
+                return await lane.run(call, what, limit + _SPARE_SECONDS)
+            except RefusedError as error:
+                if not error.is_version:
+                    raise
+                if await self._version_anew(api, seconds) == api.api_version:
+                    raise
+
+    async def _version_anew(self, old: docker.APIClient, seconds: float) -> str:
+        """What version to speak with an engine that speaks the old one no more: it was replaced by a
+        newer or an older one while this process lived."""
+        if self._apis.get(seconds) is old:
+            self._version = ""
+            for api in self._apis.values():
+                api.close()
+            self._apis.clear()
+        return str((await self._api(seconds)).api_version)
 
     async def _api(self, seconds: float) -> docker.APIClient:
         """A client whose own time limit is `seconds`: docker-py has one for each client."""

@@ -66,6 +66,24 @@ async def test_a_wedged_engine_is_noticed_while_it_still_answers(
     assert output(stuck) == "once\n"
 
 
+async def test_an_engine_that_is_replaced_by_a_newer_one_is_spoken_to_in_its_version(
+    lab: Lab, proxy: FaultProxy
+) -> None:
+    """What runs goes on (live-restore), and so does the agent, which spoke the old one's API."""
+    older = proxy.add(r"GET /version", "lie", body={"ApiVersion": "1.40"})
+    engine = await lab.open(proxy.host)
+    running = lab.workload("echo begun; sleep 5; exit 3")
+    await engine.start(running)
+    assert proxy.count(r"/v1\.40/")
+    older.count = 0
+    words = "client version 1.40 is too old. Minimum supported API version is 1.41"
+    proxy.add(r"/v1\.40/", "error", status=400, body={"message": words})
+    assert (await run(engine, lab.workload("exit 4"))).exit_code == 4
+    assert (await asyncio.wait_for(engine.wait(running.id), SECONDS_MAX)).exit_code == 3
+    assert output(running) == "begun\n"
+    assert (await engine.health()).is_available
+
+
 async def test_threads_that_hang_are_bounded_and_hold_up_nothing_else(
     lab: Lab, proxy: FaultProxy
 ) -> None:
