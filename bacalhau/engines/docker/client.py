@@ -220,7 +220,7 @@ class EngineClient:
 
     def engine_began(self) -> float:
         """When the engine was started, in seconds since the epoch: its process, or where another
-        one listens in its place, the machine. May block for a moment. Raises UnavailableError."""
+        one listens in its place, that one or the machine. May block for a moment. Raises UnavailableError."""
         with _connected(self.host, self._call_seconds) as probe:
             size = struct.calcsize("3i")
             peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)

@@ -147,9 +147,21 @@ class Watch:
             info = await self._client.ask("info")
         except RefusedError as error:
             raise _unclear("say what it is", error) from error
-        began = await self._client.in_thread(self._client.engine_began, "looking at the engine")
+        process = await self._client.in_thread(self._client.engine_began, "looking at the engine")
+        began = max(process, await self._network_made())
         self.life = ends.EngineLife(began, bool(info.get("LiveRestoreEnabled")), boot_id())
         self._life_at = breaks
+
+    async def _network_made(self) -> float:
+        """When the engine made its own bridge, which it does anew at each start where no container
+        outlives it; 0 if it has none. Where systemd listens in the engine's place, nothing else
+        tells when it was started."""
+        try:
+            found = await self._client.ask("inspect_network", "bridge")
+        except RefusedError:
+            return 0.0
+        made = ends.moment(found.get("Created"))
+        return made.timestamp() if made is not None else 0.0
 
     async def engine_life(self) -> ends.EngineLife:
         """The same, if it may be another engine by now: that changes what it means that a container

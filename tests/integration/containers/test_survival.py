@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bacalhau.engines.docker import DockerEngine
 from bacalhau_api.errors import TransientError
 from bacalhau_api.v1.job import Resources
 from bacalhau_controllers.runner.ports import Mount, Observation, RunPhase
+from tests.support.docker_faults import fault_proxy
 from tests.support.docker_lab import SECONDS_MAX, Lab, be_patient, output, until
 from tests.support.dockerd import Dockerd, running_dockerd
 
@@ -210,6 +212,30 @@ async def test_what_an_engine_took_along_is_interrupted_also_if_its_record_is_sp
     second = await lab.open()
     seen = await ended(second, workload.id)
     assert (seen.phase, seen.is_system_fault) == (RunPhase.VANISHED, True)
+
+
+@pytest.mark.parametrize("has_agent", [True, False])
+async def test_what_an_engine_took_along_for_which_somebody_else_listens(
+    mortal_lab: Lab, *, has_agent: bool
+) -> None:
+    """As systemd does by Docker's own unit: the process at the socket's other end is as old as the
+    machine, and says nothing of the engine."""
+    lab = mortal_lab
+    with tempfile.TemporaryDirectory(prefix="bp-", dir="/tmp") as directory:
+        async with fault_proxy(Path(directory) / "s", lab.dockerd.socket) as proxy:
+            engine = await lab.open(proxy.host)
+            workload = lab.workload("echo x; sleep 3600")
+            await engine.start(workload)
+            await until(lambda: output(workload) == "x\n")
+            if not has_agent:
+                await engine.close(keep_running=True)
+            await asyncio.to_thread(lab.dockerd.kill)
+            await asyncio.to_thread(lab.dockerd.start)
+            if not has_agent:
+                engine = await lab.open(proxy.host)
+            seen = await ended(engine, workload.id)
+            assert (seen.phase, seen.is_system_fault) == (RunPhase.VANISHED, True)
+            await engine.close(keep_running=True)
 
 
 async def test_an_engine_that_stands_still_for_a_while(mortal_lab: Lab) -> None:
