@@ -292,7 +292,8 @@ class ForkServer:
                 self._record(child, status)
             except OSError as error:
                 print(f"zygote: the end of a run cannot be recorded: {error}", file=sys.stderr)
-                self._selector.unregister(child.pidfd)
+                with contextlib.suppress(KeyError):  # it is not the first try
+                    self._selector.unregister(child.pidfd)
                 child.retry_at = time.monotonic() + _RETRY_SECONDS
                 return
         with contextlib.suppress(KeyError, ValueError):

@@ -221,6 +221,28 @@ async def test_killed_worker_is_a_fault_of_the_system(engine: WasmEngine, bench:
     assert seen.is_system_fault
 
 
+async def test_an_end_that_cannot_be_written_down_for_a_while(
+    engine: WasmEngine, bench: Bench
+) -> None:
+    """As on a full disk. The fork server goes on trying, and serves others meanwhile."""
+    workload = bench.wasm("loop")
+    await engine.start(workload)
+    server = zygote(bench, workload.id)
+    directory = bench.state / "runs" / workload.id
+    obstacle = directory / f".{records.EXIT}.{server}"
+    obstacle.mkdir()
+    os.kill(worker(bench, workload.id), signal.SIGKILL)
+    await asyncio.sleep(3.5)
+    other = bench.wasm("hello")
+    await engine.start(other)
+    assert (await end(engine, other)).exit_code == 0
+    assert zygote(bench, other.id) == server
+    assert (await engine.observe(workload.id)).phase is RunPhase.RUNNING
+    obstacle.rmdir()
+    seen = await end(engine, workload)
+    assert (seen.reason, seen.is_system_fault) == ("Killed", True)
+
+
 async def test_crashed_worker_is_a_fault_of_the_engine(engine: WasmEngine, bench: Bench) -> None:
     workload = bench.wasm("loop")
     await engine.start(workload)
