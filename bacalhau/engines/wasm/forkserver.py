@@ -47,6 +47,7 @@ class _Child:
         self.deadline: float | None = None  # of a compilation, monotonic
         self.answer: protocol.Message | None = None  # a compiler's
         self.is_overdue = False
+        self.end: End | None = None  # a worker's, that it could not write down
         self.retry_at: float | None = None  # its end could not be written
 
 
@@ -262,7 +263,7 @@ class ForkServer:
         if child.pid not in self._children:
             return  # reaped by an earlier event of the same round
         try:
-            data = child.channel.recv(protocol.MESSAGE_BYTES_MAX)
+            data = child.channel.recv(protocol.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
         except OSError:
             data = b""
         if not data or child.job is None:
@@ -275,6 +276,9 @@ class ForkServer:
         elif data == protocol.ENDED:
             # The end is on disk; the process itself is about to be gone.
             self._forget_run(child)
+        else:
+            with contextlib.suppress(ValueError, TypeError):  # a guest may have got out of its box
+                child.end = End(**protocol.decode(data))
 
     def _ended(self, child: _Child) -> None:
         """A child is a zombie: record what it could not, and only then let it go.
@@ -287,6 +291,9 @@ class ForkServer:
             status = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         except ChildProcessError:
             status = None
+        # What it said last may not have been heard yet.
+        while child.channel in self._selector.get_map():
+            self._hear(child)
         if child.job is not None and not child.is_compiler and child.job["id"] in self._runs:
             try:
                 self._record(child, status)
@@ -298,11 +305,6 @@ class ForkServer:
                 return
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(child.pidfd)
-        # What it said last may not have been heard yet.
-        with contextlib.suppress(KeyError, ValueError):
-            if child.is_compiler:
-                self._hear(child)
-            self._selector.unregister(child.channel)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(child.pid, os.WNOHANG)
         os.close(child.pidfd)
@@ -339,7 +341,8 @@ class ForkServer:
             return  # it never began, or another worker has it
         if records.read_end(directory) is None:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                records.write_end(directory, _abnormal_end(directory, status, child.job))
+                end = child.end or _abnormal_end(directory, status, child.job)
+                records.write_end(directory, end)
 
     def _compiled(self, child: _Child, status: os.waitid_result | None) -> None:
         if child.job is None:

@@ -1,7 +1,8 @@
 """What passes between the agent, the zygote and its workers: JSON in SOCK_SEQPACKET messages.
 
 agent to zygote: start, compile, drain, shutdown. zygote to agent: hello, started, refused, ended,
-compiled. zygote to worker: the Start message. worker to zygote: one byte, STARTED or ENDED.
+compiled. zygote to worker: the Start message. worker to zygote: one byte, STARTED or ENDED,
+or an `End` that it could not write down, before it leaves.
 
 Agent and zygote find each other by a name that contains `flavour()`, so that both always speak the
 same version; a zygote of another version is only ever sent `drain`.

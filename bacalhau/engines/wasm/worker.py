@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -141,6 +142,7 @@ class _Run:
         self._is_over = False  # the guest runs no more
         self._writer: LogWriter
         self._reader: threading.Thread
+        self._null = -1
         self._exports: Mapping[str, object] = {}
 
     def execute(self) -> NoReturn:
@@ -191,7 +193,11 @@ class _Run:
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
     def _guest(self) -> End:
-        store = wasmtime.Store(self._engine)
+        # Closed in any case: what the guest left open may be all that this process may have.
+        with contextlib.closing(wasmtime.Store(self._engine)) as store:
+            return self._run_in(store)
+
+    def _run_in(self, store: wasmtime.Store) -> End:
         store.set_limits(memory_size=self._job["memory_bytes_max"], table_elements=10_000_000)
         config = wasmtime.WasiConfig()
         config.argv = [self._job["module"]["name"], *self._job["argv"]]
@@ -299,6 +305,7 @@ class _Run:
 
         The guest's calls run without Python's lock, so the thread works beside it.
         """
+        self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         pipes: dict[int, Stream] = {}
         streams: tuple[tuple[int, Stream], ...] = ((1, "stdout"), (2, "stderr"))
         for number, stream in streams:
@@ -380,9 +387,8 @@ class _Run:
         signal.setitimer(signal.ITIMER_REAL, 0)
         reader = getattr(self, "_reader", None)
         if reader is not None and reader is not threading.current_thread():
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
+            os.dup2(self._null, 1)
+            os.dup2(self._null, 2)
             self._ending.release()
             reader.join(_DRAIN_SECONDS_MAX)  # it may itself find that the output is too long
             self._ending.acquire()
@@ -419,12 +425,19 @@ class _Run:
             except FileNotFoundError:
                 return  # the run's directory was deleted: nobody wants to know
             except OSError:
-                # A full disk. What this process knows is known to nobody else, so it stays.
+                # A full disk, or a guest that has all files open. It is not to go on meanwhile.
+                if not self._is_over and self._send(protocol.encode(asdict(end))):
+                    os._exit(0)
+                # What this process knows is known to nobody else, so it stays.
                 time.sleep(_RETRY_SECONDS)
 
-    def _send(self, what: bytes) -> None:
-        with contextlib.suppress(OSError):
+    def _send(self, what: bytes) -> bool:
+        """Tell the zygote. False if it is gone."""
+        try:
             self._channel.send(what)
+        except OSError:
+            return False
+        return True
 
 
 def _ended(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import AsyncIterator
@@ -19,6 +20,29 @@ from bacalhau_controllers.runner.ports import Mount, Observation, RunPhase, Work
 from tests.support.engines import Bench
 
 MIB = 1024 * 1024
+
+
+GREEDY = """
+(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "x")
+  (data (i32.const 8) "\\00\\10\\00\\00\\00\\10\\00\\00")
+  (func $write (result i32)
+    (call $fd_write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 16)))
+  (func (export "_start")
+    (loop $again
+      (br_if $again
+        (i32.eqz
+          (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 1)
+            (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 16)))))
+    THEN))
+"""
+"""Opens a new file again and again until that fails."""
 
 
 @pytest.fixture
@@ -299,6 +323,35 @@ async def test_sleeping_guest_is_ended_in_time(engine: WasmEngine, bench: Bench)
 async def test_flooding_guest_is_ended_in_time(engine: WasmEngine, bench: Bench) -> None:
     workload = bench.wasm("flood", "0", timeout_seconds=0.5, output_bytes_max=1 << 40)
     assert (await run(engine, workload)).reason == "Timeout"
+
+
+@pytest.mark.parametrize(
+    ("then", "ends"),
+    [
+        ("(loop $forever (br $forever))", (137, "Timeout")),
+        ("(loop $forever (drop (call $write)) (br $forever))", (137, "OutputLimit")),
+        ("(call $exit (i32.const 3))", (3, "")),
+        ("(unreachable)", (134, "Trap")),
+        ("", (0, "")),
+    ],
+)
+async def test_a_guest_that_opened_all_files_it_may_ends_like_others(
+    engine: WasmEngine, bench: Bench, then: str, ends: tuple[int, str]
+) -> None:
+    """None is left for what ends it."""
+    module = wat(bench, GREEDY.replace("THEN", then))
+    data = bench.root / "data"
+    data.mkdir()
+    workload = bench.wasm(
+        module,
+        mounts=[Mount(data, "/data", read_only=False)],
+        timeout_seconds=1.0,
+        output_bytes_max=MIB,
+    )
+    if ends[1] == "OutputLimit":
+        workload = dataclasses.replace(workload, timeout_seconds=None)
+    seen = await run(engine, workload)
+    assert (seen.exit_code, seen.reason, seen.is_system_fault) == (*ends, False)
 
 
 async def test_memory_bomb(engine: WasmEngine, bench: Bench) -> None:
