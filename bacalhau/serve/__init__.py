@@ -18,7 +18,7 @@ from bacalhau.logs import set_up_logging
 from bacalhau.nats.process import DataLock
 from bacalhau.settings import ServeSettings
 from bacalhau.system import SystemClock, SystemIds
-from bacalhau_api.errors import BacalhauError, InvalidError, Problem
+from bacalhau_api.errors import BacalhauError, InvalidError, Problem, TerminalError
 from bacalhau_api.meta import check_name
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ async def _serve(settings: ServeSettings) -> int:
     failures: list[BaseException] = []
 
     def fail(part: str, error: BaseException) -> None:
-        logger.critical("Part of the process failed", extra={"part": part}, exc_info=error)
+        _tell_failure(part, error)
         failures.append(error)
         stop.set()
 
@@ -102,6 +102,15 @@ async def _serve(settings: ServeSettings) -> int:
             raise _PartFailedError
         logger.info("Stopping")
     return 1 if failures else 0
+
+
+def _tell_failure(part: str, error: BaseException) -> None:
+    """Where it is in the code is of use only where nobody foresaw it."""
+    if isinstance(error, TerminalError):
+        fields = {"part": part, "error": error.message, "hint": error.hint}
+        logger.critical("Part of the process failed", extra=fields)
+    else:
+        logger.critical("Part of the process failed", extra={"part": part}, exc_info=error)
 
 
 def node_name(settings: ServeSettings) -> str:
