@@ -8,6 +8,8 @@ from typing import Final
 
 import nkeys  # type: ignore[import-untyped]
 
+from bacalhau_api.errors import TerminalError
+
 _PUBLIC_LENGTH: Final = 56
 _SEED_LENGTH: Final = 58
 _LETTERS: Final = re.compile("[A-Z2-7]+")
@@ -45,12 +47,17 @@ def _check(text: str, length: int, prefix: str, what: str) -> None:
         raise ValueError("is not a valid NKey; its checksum is wrong")
 
 
-def load_or_make_seed(path: Path) -> str:
-    """The seed kept in a file that only its owner may read; made at first."""
+def load_or_make_seed(path: Path, remedy: str) -> str:
+    """The seed kept in a file that only its owner may read; made at first. Raises TerminalError,
+    with the remedy as its hint, if what is kept is none."""
     try:
-        return path.read_text().strip()
+        seed = path.read_text(errors="replace").strip()
+        public_key(seed)
+        return seed
     except FileNotFoundError:
         pass
+    except ValueError as error:
+        raise TerminalError(f"the key in {path} {error}", hint=remedy) from error
     seed = new_seed()
     write_private(path, seed + "\n")
     return seed

@@ -51,6 +51,7 @@ _RESTART_PAUSE_MAX = 2.0
 _STEADY_SECONDS = 10.0
 _MEMORY_MIN = 512 * 1024 * 1024
 _LOG_TAIL_BYTES = 2000
+_KEY_REMEDY: Final = "delete it: the next start makes another, and nothing else depends on it"
 
 
 class EmbeddedNats:
@@ -144,8 +145,10 @@ class EmbeddedNats:
         self._binary = await asyncio.to_thread(find_server, settings.binary)
         await self._lock.take(_LOCK_SECONDS)
         try:
-            self._controller_seed = load_or_make_seed(settings.data_dir / "controller.nk")
-            self._system_seed = load_or_make_seed(settings.data_dir / "system.nk")
+            self._controller_seed = load_or_make_seed(
+                settings.data_dir / "controller.nk", _KEY_REMEDY
+            )
+            self._system_seed = load_or_make_seed(settings.data_dir / "system.nk", _KEY_REMEDY)
             self._nodes = tuple(nodes)
             # Plain HTTP on this machine: no proxy of the environment, no certificates to load.
             self._http = httpx.AsyncClient(timeout=_HTTP_SECONDS, trust_env=False, verify=False)

@@ -118,7 +118,7 @@ def node_name(settings: ServeSettings) -> str:
     kept = settings.data_dir / NAME_FILE
     name = settings.name
     if not name:
-        name = kept.read_text().strip() if kept.exists() else socket.gethostname().split(".")[0]
+        name = _kept_name(kept) if kept.exists() else socket.gethostname().split(".")[0]
     try:
         check_name(name)
     except ValueError as error:
@@ -127,12 +127,16 @@ def node_name(settings: ServeSettings) -> str:
     return name
 
 
+def _kept_name(kept: Path) -> str:
+    return kept.read_text(errors="replace").strip()
+
+
 def _keep_name(settings: ServeSettings, name: str) -> None:
     """A name that changes with the network would make a new node each time. Kept once the node runs
     under it: one that was refused is not to stand in the way of the right one."""
     kept = settings.data_dir / NAME_FILE
     try:
-        if not kept.exists() or kept.read_text().strip() != name:
+        if not kept.exists() or _kept_name(kept) != name:
             kept.write_text(name + "\n")
     except OSError as error:
         logger.warning("Failed to keep the node's name", extra={"error": str(error), "node": name})

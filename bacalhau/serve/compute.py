@@ -56,6 +56,11 @@ JOIN_AGAIN_TIMEOUT_SECONDS = 3.0
 """A node that restarts while it is cut off does not keep its work waiting for longer."""
 FACE_CLOSE_SECONDS = 3.0
 
+_KEY_REMEDY = (
+    "put a copy of it back; or delete it, have the orchestrator forget the node (bacalhau delete "
+    "node NAME), and start with --orchestrator URL and a new --token"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Membership:
@@ -104,7 +109,7 @@ class Compute:
 
     async def _start(self, parts: AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        seed = load_or_make_seed(self._data / "node.seed")
+        seed = load_or_make_seed(self._data / "node.seed", _KEY_REMEDY)
         nats_url = await self._enrol(public_key(seed))
         connection = Connection(
             nats_url,

@@ -8,6 +8,7 @@ import pytest
 
 from bacalhau import serve
 from bacalhau.settings import ServeSettings
+from bacalhau_api.errors import InvalidError
 
 SCRIPT = """
 import resource, sys
@@ -32,4 +33,15 @@ def test_a_name_that_was_refused_is_not_kept(tmp_path: Path) -> None:
     unnamed = ServeSettings(data_dir=tmp_path)
     assert serve.node_name(unnamed) != "beta"
     serve._keep_name(settings, "beta")
+    assert serve.node_name(unnamed) == "beta"
+
+
+def test_a_kept_name_that_is_damaged_is_given_anew(tmp_path: Path) -> None:
+    (tmp_path / serve.NAME_FILE).write_bytes(b"\xff\xfe\x00")
+    unnamed = ServeSettings(data_dir=tmp_path)
+    with pytest.raises(InvalidError, match="--name") as caught:
+        serve.node_name(unnamed)
+    assert "give the node a name" in caught.value.hint
+    named = ServeSettings(data_dir=tmp_path, name="beta")
+    serve._keep_name(named, serve.node_name(named))
     assert serve.node_name(unnamed) == "beta"

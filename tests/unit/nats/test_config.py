@@ -15,7 +15,7 @@ from bacalhau.nats.config import (
     sift_nodes,
 )
 from bacalhau.nats.keys import check_public_key, load_or_make_seed, new_seed, public_key
-from bacalhau_api.errors import InvalidError
+from bacalhau_api.errors import InvalidError, TerminalError
 
 KEY_A, KEY_B, KEY_C, KEY_S, KEY_Z = (public_key(new_seed()) for _ in range(5))
 RUNTIME = Runtime(port=4222, monitor_port=8222, controller_key=KEY_C, system_key=KEY_S)
@@ -104,6 +104,16 @@ def test_keys() -> None:
 
 def test_a_seed_is_made_once_and_kept_private(tmp_path: Path) -> None:
     path = tmp_path / "own.nk"
-    seed = load_or_make_seed(path)
-    assert load_or_make_seed(path) == seed
+    seed = load_or_make_seed(path, "")
+    assert load_or_make_seed(path, "") == seed
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kept", [b"", b"rubbish\n", b"\x83\xff\n", new_seed()[:-1].encode()])
+def test_a_damaged_seed_is_said_with_its_remedy_and_kept(tmp_path: Path, kept: bytes) -> None:
+    path = tmp_path / "own.nk"
+    path.write_bytes(kept)
+    with pytest.raises(TerminalError, match=f"the key in {path} is not") as caught:
+        load_or_make_seed(path, "put a copy back")
+    assert caught.value.hint == "put a copy back"
+    assert path.read_bytes() == kept
