@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from bacalhau.remedies import remedy
 from bacalhau_api.base import Model
 from bacalhau_api.v1.execution import Execution, ExecutionStatus, Publication, PublicationStatus
 from bacalhau_api.wire import Fact
@@ -521,27 +522,7 @@ def _translated(path: Path) -> Iterator[None]:
         raise LedgerBrokenError(f"the ledger {path} failed: {error}") from error
     except OSError as error:
         message = f"the ledger {path} cannot be opened: {error}"
-        raise LedgerBrokenError(message, hint=_remedy(path, error)) from error
-
-
-def _remedy(path: Path, error: OSError) -> str:
-    match error.errno:
-        case errno.EROFS:
-            return "its disk is mounted read-only: mount it for writing, then start again"
-        case errno.EACCES | errno.EPERM:
-            try:
-                owner = next(p for p in (path, path.parent) if p.exists()).stat().st_uid
-            except (OSError, StopIteration):
-                return "start the agent as the user who owns the data directory"
-            return (
-                f"it belongs to user {owner}, and this is user {os.geteuid()}: start the agent as "
-                "its owner, or give the data directory to this user (chown -R)"
-            )
-        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:
-            return "something else is in its place: move that away, then start again"
-        case errno.ENOSPC | errno.EDQUOT:
-            return "make room on its disk, then start again"
-    return "see that its disk is sound and writable, then start again"
+        raise LedgerBrokenError(message, hint=remedy(path, error)) from error
 
 
 def _may_lack_room(error: sqlite3.Error | OSError) -> bool:

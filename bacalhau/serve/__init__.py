@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bacalhau.logs import set_up_logging
 from bacalhau.nats.process import DataLock
+from bacalhau.remedies import remedy
 from bacalhau.settings import ServeSettings
 from bacalhau.system import SystemClock, SystemIds
 from bacalhau_api.errors import BacalhauError, InvalidError, Problem, TerminalError
@@ -40,11 +41,14 @@ def run(settings: ServeSettings) -> int:
     set_up_logging(settings.log_level, settings.log_format)
     os.umask(0o077)
     _allow_open_files()
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return asyncio.run(_serve(settings))
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            return asyncio.run(_serve(settings))
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+    except OSError as error:
+        raise _named(settings.data_dir, error) from error
 
 
 def _allow_open_files() -> None:
@@ -162,6 +166,19 @@ def _announced(path: Path, address: dict[str, object]):  # type: ignore[no-untyp
 def _forget(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def _named(data_dir: Path, error: OSError) -> Exception:
+    """The error as one of `--data-dir`, if it is about a file in there or a directory on the way."""
+    if not isinstance(error.filename, str):
+        return error
+    path = Path(error.filename)
+    homes = (data_dir, Path(os.path.realpath(data_dir)))
+    if not any(path.is_relative_to(home) or home.is_relative_to(path) for home in homes):
+        return error
+    where = "" if path in homes else f" at {path}"
+    problem = Problem("--data-dir", f"cannot be used{where}: {error.strerror}", str(data_dir))
+    return InvalidError([problem], hint=remedy(path, error))
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

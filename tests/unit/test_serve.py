@@ -1,7 +1,9 @@
 """What `bacalhau serve` does to its own process."""
 
+import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,50 @@ def test_a_kept_name_that_is_damaged_is_given_anew(tmp_path: Path) -> None:
     named = ServeSettings(data_dir=tmp_path, name="beta")
     serve._keep_name(named, serve.node_name(named))
     assert serve.node_name(unnamed) == "beta"
+
+
+def _a_file(root: Path) -> Path:
+    (root / "file").touch()
+    return root / "file"
+
+
+def _below_a_file(root: Path) -> Path:
+    return _a_file(root) / "data"
+
+
+def _with_a_directory_for_the_key(root: Path) -> Path:
+    (root / "node" / "node.seed").mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize("make", [_a_file, _below_a_file, _with_a_directory_for_the_key])
+def test_a_data_directory_that_cannot_be_used_is_named_with_the_remedy(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    data_dir = make(tmp_path)
+    words = ["serve", "--role", "compute", "--orchestrator", "http://127.0.0.1:9"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bacalhau", *words, "--data-dir", str(data_dir)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "error: --data-dir: cannot be used" in done.stderr
+    assert f"(got {data_dir})" in done.stderr
+    assert "hint: something else is in its place" in done.stderr
+
+
+def test_a_data_directory_of_another_user(tmp_path: Path) -> None:
+    def denied(path: str) -> PermissionError:
+        return PermissionError(errno.EACCES, "Permission denied", path)
+
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    for data_dir in (tmp_path, link):  # parts of us use the resolved path
+        error = serve._named(data_dir, denied(f"{tmp_path}/serve.lock"))
+        assert isinstance(error, InvalidError)
+        assert "belongs to user" in error.hint
+    elsewhere = denied("/etc/tls.key")
+    assert serve._named(tmp_path, elsewhere) is elsewhere
