@@ -64,8 +64,10 @@ def remark_lines(plan: ObjectPlan) -> Iterator[str]:
     """What holds besides."""
     if plan.disconnect:
         policy = plan.disconnect
-        after = f" after {policy.after_seconds} s" if policy.after_seconds is not None else ""
-        yield f"if its node is not heard from: {policy.action}{after} ({policy.why})"
+        chosen = policy.action
+        if policy.after_seconds is not None:
+            chosen += f" after {policy.after_seconds} s, reconcile {policy.reconcile}"
+        yield f"if its node is not heard from: {chosen} ({policy.why})"
     if plan.input_bytes:
         moved = plan.input_bytes
         unknown = f", and {moved.unknown} inputs of unknown size" if moved.unknown else ""

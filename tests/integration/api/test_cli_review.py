@@ -66,7 +66,7 @@ def test_plan_shows_consequences_and_tells_them_by_exit_code(
     assert code == 2
     assert "+ job/a is created and runs (a.yaml:2)" in out
     assert "    start slot 0 on n1" in out
-    assert "if its node is not heard from: replace after 1800 s" in out
+    assert "not heard from: replace after 1800 s, reconcile firstAccepted (the default" in out
     assert "1 to create, 0 to change, 0 to delete, 0 unchanged; executions: 1 start" in out
     assert "bacalhau apply -f a.yaml --plan plan1-" in err
     assert shell("apply", "-f", "a.yaml")[0] == 0
