@@ -73,6 +73,7 @@ RESERVE_PAUSE_COMMITS: Final = 100
 EXECUTION, STATE = "execution", "state"
 PUBLICATION, PROGRESS = "publication", "progress"
 
+_PAGE_BYTES_MIN: Final = 512
 _LOG_HEADER_BYTES: Final = 32
 _LOG_MAGIC: Final = (0x377F0682, 0x377F0683)
 
@@ -131,10 +132,7 @@ class SqliteLedger:
 
     def files(self) -> LedgerFiles:
         """What is on the disk now. Takes a few calls of the file system, and never waits."""
-        size = 0
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError):
-                size += os.stat(f"{self._path}{suffix}").st_size
+        size = _size(self._path) + _size(f"{self._path}-wal")
         with contextlib.suppress(OSError):
             names = sorted(
                 entry.name
@@ -212,6 +210,7 @@ class SqliteLedger:
 
     def _open_or_replace(self) -> Book:
         try:
+            self._check_size()
             self._check_log()
             return self._open_file()
         except _DamagedError as damage:
@@ -220,6 +219,17 @@ class SqliteLedger:
                 return self._open_file()
             except _DamagedError as again:
                 raise LedgerBrokenError(f"a new ledger cannot be made: {again}") from again
+
+    def _check_size(self) -> None:
+        """SQLite takes a file that was cut off for a new one, and deletes the log beside it. A file
+        of ours is empty only until it has its first page, and has no log until then. Raises
+        _DamagedError."""
+        try:
+            size = self._path.stat().st_size
+        except FileNotFoundError:
+            return
+        if 0 < size < _PAGE_BYTES_MIN or (size == 0 and _size(f"{self._path}-wal")):
+            raise _DamagedError(f"it was cut off: {size} bytes are left")
 
     def _check_log(self) -> None:
         """SQLite passes over a write-ahead log that is none, and shows what was true some time ago.
@@ -499,6 +509,9 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 def _noticing_damage() -> Iterator[None]:
     try:
         yield
+    except UnicodeDecodeError as error:
+        # SQLite names what it found in a damaged schema, and Python cannot read it.
+        raise _DamagedError(f"malformed database schema: {error}") from error
     except sqlite3.DatabaseError as error:
         if _code(error) in _DAMAGED:
             raise _DamagedError(str(error)) from error
@@ -523,6 +536,14 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as error:
         message = f"the ledger {path} cannot be opened: {error}"
         raise LedgerBrokenError(message, hint=remedy(path, error)) from error
+
+
+def _size(path: Path | str) -> int:
+    """In bytes; 0 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _may_lack_room(error: sqlite3.Error | OSError) -> bool:

@@ -90,6 +90,41 @@ async def test_an_empty_file_is_a_new_ledger(tmp_path: Path) -> None:
     assert not book.executions
 
 
+@pytest.mark.parametrize("size", [1, 100, 511])
+async def test_a_file_of_a_few_bytes_is_set_aside(tmp_path: Path, size: int) -> None:
+    """SQLite takes the smallest of them for new files."""
+    path = tmp_path / "ledger.db"
+    before = await written(path)
+    os.truncate(path, size)
+    book = await read(path)
+    assert book.meta.incarnation != before.meta.incarnation
+    assert len(aside(tmp_path)) == 1
+
+
+async def test_an_empty_file_beside_its_log_is_set_aside(tmp_path: Path) -> None:
+    """SQLite deletes the log, and nobody hears of what was in it."""
+    before = await left_by_a_crash(tmp_path)
+    os.truncate(tmp_path / "ledger.db", 0)
+    book = await read(tmp_path / "ledger.db")
+    assert book.meta.incarnation != before.meta.incarnation
+    assert [name.endswith("-wal") for name in aside(tmp_path)] == [False, True]
+
+
+async def test_a_damaged_schema_whose_names_are_no_text_is_set_aside(tmp_path: Path) -> None:
+    """Python cannot read the error with which SQLite refuses it."""
+    path = tmp_path / "ledger.db"
+    before = await written(path)
+    data = path.read_bytes()
+    harmed = data.replace(b"tablemetameta", b"table\xff\xfe\xfd\xfcmeta").replace(
+        b"CREATE TABLE meta", b"CREATE TABEL meta"
+    )
+    assert harmed != data
+    path.write_bytes(harmed)
+    book = await read(path)
+    assert book.meta.incarnation != before.meta.incarnation
+    assert len(aside(tmp_path)) == 1
+
+
 async def test_random_bytes_are_set_aside_and_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     before = await written(path)
