@@ -67,6 +67,8 @@ class _Session:
     id: str
     incarnation: str
     heard_at: float
+    epoch: str = ""
+    """Of the store that its list was made from."""
     parts: list[Assignments] = field(default_factory=list)
     list_id: str = ""
     number: int = 0
@@ -139,6 +141,7 @@ class Gateway:
         session = _Session(hello.node, hello.session, hello.incarnation, self._clock.monotonic())
         session.parts = list(_parts(self._assigned(hello.node)))
         session.list_id = self._next_list_id()
+        session.epoch = self._epoch()
         self._sessions[hello.node] = session
         self._presence.hello(hello.node, hello.incarnation, hello.info, hello.session)
         logger.info("Node said hello", extra={"node": hello.node, "parts": len(session.parts)})
@@ -162,9 +165,10 @@ class Gateway:
             self._presence.hello(beat.node, session.incarnation, beat.info, session.id)
         # A push under way is not a gap; a number ahead of ours or a broken session is. A node that
         # was removed meanwhile is forgotten, and has to introduce itself to the one that follows.
-        # A late copy of a hello began this session if the node has another list than this one.
+        # A late copy of a hello began this session if the node has another list than this one. A
+        # store that is another one by now may lack what it was told and has acknowledged.
         is_gap = beat.list_id != session.list_id or beat.changes_seen > session.number
-        is_stale = session.is_broken or not is_known or is_gap
+        is_stale = session.is_broken or not is_known or is_gap or session.epoch != self._epoch()
         return BeatReply(node=beat.node, session=beat.session, hello_again=is_stale)
 
     async def facts(self, batch: FactBatch) -> Ack | Refused:
@@ -325,6 +329,10 @@ class Gateway:
     def _live(self, node: str, session_id: str) -> _Session | None:
         session = self._sessions.get(node)
         return session if self._is_open and session and session.id == session_id else None
+
+    def _epoch(self) -> str:
+        cursor = self._cache.cursor
+        return cursor.epoch if cursor else ""
 
     def _next_list_id(self) -> str:
         """Another one for each list, also of each leader: they begin at different revisions."""

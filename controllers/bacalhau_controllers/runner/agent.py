@@ -48,6 +48,7 @@ from bacalhau_controllers.runner.ports import (
     Workspace,
 )
 from bacalhau_controllers.runner.publishing import Woken
+from bacalhau_controllers.runner.reporting import execution_fact
 from bacalhau_controllers.runner.roster import Roster
 from bacalhau_controllers.runner.session import Session, Standing
 from bacalhau_controllers.runner.site import AgentSettings, Site, make_slots
@@ -62,7 +63,7 @@ from bacalhau_controllers.runner.state import (
     workload_id,
 )
 from bacalhau_controllers.runner.upkeep import Upkeep
-from bacalhau_controllers.runner.worker import Worker, execution_fact
+from bacalhau_controllers.runner.worker import Worker
 
 logger = logging.getLogger(__name__)
 

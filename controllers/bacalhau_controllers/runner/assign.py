@@ -14,6 +14,7 @@ from bacalhau_api.v1.execution import (
     PublicationPhase,
     PublicationReport,
     Report,
+    merge_report,
 )
 from bacalhau_api.wire import Assignments, Fact, Gone
 from bacalhau_controllers.runner.ledger import (
@@ -29,6 +30,7 @@ from bacalhau_controllers.runner.ledger import (
     PutState,
 )
 from bacalhau_controllers.runner.publishing import Behind, PublicationEvent, Wanted, Withdrawn
+from bacalhau_controllers.runner.reporting import execution_fact
 from bacalhau_controllers.runner.state import (
     Contradicted,
     Disowned,
@@ -73,6 +75,7 @@ def full_list(
         if state is not None and state.report.step < step:
             orders.events.append((uid, Disowned(step)))
     _changed(orders, book, assignments, now, contact)
+    _tell_again(orders, book, assignments)
     ended = {one.metadata.uid for one in assignments.executions if one.status.phase.is_final}
     for uid, step in steps.items():
         fact = book.facts.get(uid)
@@ -106,6 +109,31 @@ def full_list(
         elif progress is not None and not progress.report.phase.is_final:
             orders.publications.append((uid, None))
     return orders
+
+
+def _tell_again(orders: Orders, book: Book, assignments: Assignments) -> None:
+    """What was acknowledged and is not stored any more: the store lost its end, such as when a
+    backup of it was restored."""
+    for execution in assignments.executions:
+        uid, told = execution.metadata.uid, execution.status.report
+        state = book.states.get(uid)
+        if state is None or uid in book.facts or not state.report.step:
+            continue
+        if merge_report(told, state.report) == told:
+            continue
+        if state.stage is Stage.DONE:  # it does not change any more
+            orders.entries.append(PutFact(execution_fact(execution, state)))
+        else:
+            orders.events.append((uid, Contradicted(state.report.step)))
+    for publication in assignments.publications:
+        uid, known = publication.metadata.uid, publication.status.report
+        progress = book.publication_states.get(uid)
+        if progress is None or uid in book.facts or not progress.report.step:
+            continue
+        mine = progress.report
+        is_mine = known is None or known.incarnation == mine.incarnation
+        if is_mine and (known is None or (not known.phase.is_final and known.step < mine.step)):
+            orders.publications.append((uid, Behind(mine.step)))
 
 
 def changes(
@@ -143,14 +171,7 @@ def _execution(book: Book, execution: Execution, now: Instant, orders: Orders) -
         orders.entries.append(PutExecution(execution))
         if told is not None:
             state = lost_state(execution, book.meta.incarnation, now)
-            fact = Fact(
-                seq=0,
-                namespace=execution.metadata.namespace,
-                name=execution.name,
-                uid=uid,
-                execution=state.report,
-            )
-            orders.entries.append(PutFact(fact))
+            orders.entries.append(PutFact(execution_fact(execution, state)))
         orders.entries.append(PutState(uid, state))
         orders.events.append((uid, None))
         return

@@ -1,7 +1,8 @@
 """What others are told of an execution: its report, derived from the runner's state."""
 
 from bacalhau_api.meta import Waiting
-from bacalhau_api.v1.execution import Phase
+from bacalhau_api.v1.execution import Execution, Phase
+from bacalhau_api.wire import Fact
 from bacalhau_controllers.runner.duties import Case, timer
 from bacalhau_controllers.runner.state import RunnerState, Stage
 
@@ -64,3 +65,14 @@ def waiting_of(case: Case, state: RunnerState) -> Waiting:
     timeout = spec.task.timeouts.execution_timeout
     due = timer(case.execution, state, limits) if timeout else None
     return waiting("Workload").but(mover="workload", until=due.wall if due else None)
+
+
+def execution_fact(execution: Execution, state: RunnerState) -> Fact:
+    """The news of an execution, to be numbered by the writer."""
+    return Fact(
+        seq=0,
+        namespace=execution.metadata.namespace,
+        name=execution.name,
+        uid=execution.metadata.uid,
+        execution=state.report,
+    )

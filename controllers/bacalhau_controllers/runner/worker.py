@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from bacalhau_api.v1.execution import Desired, Execution
-from bacalhau_api.wire import Fact
 from bacalhau_controllers.runner import machine
 from bacalhau_controllers.runner.duties import duty, seconds_until, timer
 from bacalhau_controllers.runner.ledger import (
@@ -24,6 +23,7 @@ from bacalhau_controllers.runner.ledger import (
     PutState,
 )
 from bacalhau_controllers.runner.perform import broken, forget_run, perform
+from bacalhau_controllers.runner.reporting import execution_fact
 from bacalhau_controllers.runner.site import Site
 from bacalhau_controllers.runner.state import (
     Event,
@@ -222,14 +222,3 @@ class Worker:
             )
             event = broken(todo, error)
         self.post(event)
-
-
-def execution_fact(execution: Execution, state: RunnerState) -> Fact:
-    """The news of an execution, to be numbered by the writer."""
-    return Fact(
-        seq=0,
-        namespace=execution.metadata.namespace,
-        name=execution.name,
-        uid=execution.metadata.uid,
-        execution=state.report,
-    )

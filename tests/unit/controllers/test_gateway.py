@@ -216,6 +216,17 @@ def test_a_lost_message_ends_in_a_new_hello(rig: Rig) -> None:
     assert not rig.beat(session="s2")
 
 
+def test_a_store_that_is_another_one_by_now_asks_for_a_hello(rig: Rig) -> None:
+    """It may lack what the node was told, and what it has acknowledged."""
+    rig.hello()
+    assert not rig.beat()
+    rig.store.recreate("another")
+    rig.put(node("n1"))
+    assert rig.beat()
+    rig.hello("s2")
+    assert not rig.beat(session="s2")
+
+
 def test_a_beat_of_an_unknown_session_asks_for_a_hello(rig: Rig) -> None:
     assert rig.beat(session="unknown")
     rig.hello("s1")

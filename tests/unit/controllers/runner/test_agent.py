@@ -870,6 +870,36 @@ def test_what_the_full_list_lacks_is_stopped(loop: SimLoop) -> None:
     assert set(stored(w).stored.states) == {"uid-b"}
 
 
+def test_what_a_restored_store_lacks_is_told_again(loop: SimLoop) -> None:
+    """It was acknowledged, and is not stored any more."""
+    w = world(loop)
+    ended = execution("a", seconds=5)
+    w.do(w.hub.assign(ended, execution("b", seconds=None)))
+    loop.advance(10)
+    w.do(w.hub.assign(publication(ended)))
+    loop.advance(10)
+    before, delivered = dict(w.hub.reports), dict(w.hub.publication_reports)
+    assert {report.phase for report in before.values()} == {Phase.SUCCEEDED, Phase.RUNNING}
+    assert not stored(w).stored.facts
+    w.hub.reports.clear()
+    w.hub.publication_reports.clear()
+    assert w.hub.link is not None
+    w.hub.link.set_up(False)
+    loop.advance(1)
+    w.hub.link.set_up(True)
+    loop.advance(10)
+    assert {u: r.phase for u, r in w.hub.reports.items()} == {u: r.phase for u, r in before.items()}
+    assert w.hub.report("a") == before["uid-a"]
+    again = w.hub.publication_reports
+    assert {u: r.phase for u, r in again.items()} == {u: r.phase for u, r in delivered.items()}
+    count = len(w.hub.facts)
+    w.hub.link.set_up(False)
+    loop.advance(1)
+    w.hub.link.set_up(True)
+    loop.advance(10)
+    assert len(w.hub.facts) == count, "what is stored is not told again"
+
+
 def test_a_finished_result_that_nobody_lists_is_told_before_it_goes(loop: SimLoop) -> None:
     w = world(loop)
     w.do(w.hub.assign(execution("a", seconds=5)))

@@ -1,5 +1,7 @@
 """What a node makes of the lists it is sent."""
 
+import pytest
+
 from bacalhau_api.v1.execution import (
     Execution,
     ExecutionStatus,
@@ -54,6 +56,11 @@ def reported(of: Execution, phase: Phase, incarnation: str = "other") -> Executi
     return of.but(status=ExecutionStatus(report=report))
 
 
+def stored(of: Execution, on: Book) -> Execution:
+    """With the report that its node has."""
+    return of.but(status=ExecutionStatus(report=on.states[of.metadata.uid].report))
+
+
 def listed(on: Book, *things: Execution, steps: dict[str, int] | None = None) -> Orders:
     return full_list(on, Assignments(executions=things), steps or {}, NOW, SENT)
 
@@ -81,9 +88,10 @@ def test_new_executions_begin() -> None:
 
 def test_known_executions_are_left_alone_but_told_to_look() -> None:
     """The handler of an earlier message may have been cut off between storing and telling."""
-    assert listed(book(A), A).entries == [PutContact(SENT)]
-    assert listed(book(A), A).events == [("uid-a", None)]
-    assert listed(book(A, stage=Stage.DONE), A).events == []
+    known = stored(A, book(A))
+    assert listed(book(A), known).entries == [PutContact(SENT)]
+    assert listed(book(A), known).events == [("uid-a", None)]
+    assert listed(book(A, stage=Stage.DONE), known).events == []
     assert changed(book(A), A).events == []
 
 
@@ -97,7 +105,8 @@ def test_only_a_newer_version_replaces_one() -> None:
 
 
 def test_beyond_the_full_list_nothing_is_wanted() -> None:
-    assert listed(book(A, B), B).events == [("uid-a", Unassigned()), ("uid-b", None)]
+    known = stored(B, book(B))
+    assert listed(book(A, B), known).events == [("uid-a", Unassigned()), ("uid-b", None)]
     assert changed(book(A, B), B).events == []
 
 
@@ -142,7 +151,7 @@ def test_what_is_stored_from_a_copy_of_this_ledger_is_contradicted() -> None:
     for told, is_news in (
         (twin, True),
         (mine, False),
-        (twin.but(step=mine.step - 1), False),
+        (mine.but(step=mine.step + 1), False),
         (twin.but(incarnation="other"), False),
     ):
         copy = A.but(status=ExecutionStatus(report=told))
@@ -150,9 +159,47 @@ def test_what_is_stored_from_a_copy_of_this_ledger_is_contradicted() -> None:
         assert (("uid-a", Contradicted(mine.step)) in events) is is_news
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_what_was_acknowledged_and_is_not_stored_any_more_is_told_again(step: int) -> None:
+    """The store was restored to what it was before."""
+    ended = book(A, stage=Stage.DONE)
+    state = ended.states["uid-a"]
+    ended.states["uid-a"] = state.but(report=state.report.but(phase=Phase.SUCCEEDED))
+    for on in (ended, book(A)):
+        mine = on.states["uid-a"].report
+        old = A.but(status=ExecutionStatus(report=mine.but(step=step, phase=Phase.PENDING)))
+        orders = listed(on, old if step else A, steps={"uid-a": step} if step else {})
+        facts = [entry.fact for entry in orders.entries if isinstance(entry, PutFact)]
+        told = [fact.execution for fact in facts]
+        assert told == ([mine] if on is ended else [])
+        assert (("uid-a", Contradicted(3)) in orders.events) is (on is not ended)
+        on.apply([PutFact(fact_of(A, 3))])  # on its way
+        orders = listed(on, old)
+        assert orders.events == ([] if on is ended else [("uid-a", None)])
+        assert not [entry for entry in orders.entries if isinstance(entry, PutFact)]
+
+
+def test_publications_that_are_not_stored_any_more_are_told_again() -> None:
+    wanted = publication(A)
+    on = book(A)
+    on.apply(full_list(on, Assignments(publications=(wanted,)), {}, NOW, SENT).entries)
+    state = on.publication_states["pub-a"]
+    mine = state.report.but(step=5, phase=PublicationPhase.DELIVERED)
+    on.publication_states["pub-a"] = state.but(report=mine)
+    for told, is_news in (
+        (None, True),
+        (mine.but(step=4, phase=PublicationPhase.PUBLISHING), True),
+        (mine, False),
+    ):
+        old = wanted.but(status=PublicationStatus(report=told))
+        orders = full_list(on, Assignments(publications=(old,)), {}, NOW, SENT)
+        assert (("pub-a", Behind(5)) in orders.publications) is is_news
+
+
 def test_a_newer_report_than_the_ledgers_disowns_it() -> None:
-    assert listed(book(A), A, steps={"uid-a": 9}).events[0] == ("uid-a", Disowned(9))
-    assert listed(book(A), A, steps={"uid-a": 3}).events == [("uid-a", None)]
+    known = stored(A, book(A))
+    assert listed(book(A), known, steps={"uid-a": 9}).events[0] == ("uid-a", Disowned(9))
+    assert listed(book(A), known, steps={"uid-a": 3}).events == [("uid-a", None)]
 
 
 def test_what_an_earlier_ledger_began_is_reported_lost() -> None:
@@ -182,15 +229,17 @@ def test_gone_goes_by_identity_not_by_name() -> None:
 
 
 def test_being_heard_is_told_to_those_who_wait_for_it() -> None:
-    waits = execution("w", local_deadline=60)
-    assert listed(book(A, waits), A, waits).events == [("uid-a", None), ("uid-w", LinkUp())]
+    on = book(A, execution("w", local_deadline=60))
+    known, waits = stored(A, on), stored(execution("w", local_deadline=60), on)
+    assert listed(on, known, waits).events == [("uid-a", None), ("uid-w", LinkUp())]
     assert listed(book(waits, stage=Stage.DONE), waits).events == []
 
 
 def test_wanted_again() -> None:
     on = book(A, stage=Stage.STOPPING)
     on.states["uid-a"] = on.states["uid-a"].but(is_assigned=False)
-    assert listed(on, A).events == [("uid-a", Reassigned()), ("uid-a", None)]
+    known = stored(A, on)
+    assert listed(on, known).events == [("uid-a", Reassigned()), ("uid-a", None)]
     on.states["uid-a"] = on.states["uid-a"].but(stage=Stage.CLEANING)
     assert listed(on, A).must_ask_again == ["uid-a"]
 

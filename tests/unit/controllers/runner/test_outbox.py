@@ -23,8 +23,8 @@ from bacalhau_controllers.runner.ledger import (
     PutFact,
 )
 from bacalhau_controllers.runner.outbox import Outbox, Room, measure, news_since
+from bacalhau_controllers.runner.reporting import execution_fact
 from bacalhau_controllers.runner.state import Instant, new_state
-from bacalhau_controllers.runner.worker import execution_fact
 from tests.support.runner import EPOCH, World, execution, publication
 from tests.support.samples import node
 from tests.support.simclock import SimClock, SimLoop
