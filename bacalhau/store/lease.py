@@ -27,6 +27,8 @@ _HOLDER, _TOKEN, _ATTEMPT = "Holder", "Token", "Attempt"
 _TRY_SECONDS: Final = 5.0
 _RETRY_SECONDS = 0.1
 _ONE_SECOND = "1s"
+_ABANDONED_TIMES: Final = 1.5
+"""A holder trusts its lease for less than the time of it, and renews it several times in that."""
 
 
 class Leases:
@@ -38,6 +40,8 @@ class Leases:
         self._ids = ids
         self._tip = tip
         self._sender = Sender(stream.transport, ids, tip)
+        # Of leases that others hold: the message, and since when it is known.
+        self._watched: dict[str, tuple[int, float]] = {}
 
     async def acquire(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store.acquire_lease."""
@@ -50,7 +54,8 @@ class Leases:
             if held is not None and held.headers.get(_ATTEMPT) == attempt:
                 # An earlier try went through, its answer was lost.
                 return Lease(name, holder, held.sequence - 1, lease_deadline(sent, ttl_seconds))
-            if _is_live(held) and _holder(held) != holder:
+            is_others = held is not None and _is_live(held) and _holder(held) != holder
+            if held is not None and is_others and not self._is_abandoned(name, held):
                 return None
             sent = self._clock.monotonic()
             try:
@@ -116,6 +121,16 @@ class Leases:
         except RefusedError:
             return  # renewed or taken meanwhile, by whoever owns it now
 
+    def _is_abandoned(self, name: str, held: Stored) -> bool:
+        """Whether a lease was not renewed for longer than it lasts. The server counts its time by
+        the wall clock: where that was set back, it keeps a dead holder's lease for as long."""
+        now = self._clock.monotonic()
+        sequence, since = self._watched.get(name, (0, now))
+        if sequence != held.sequence:
+            self._watched[name] = held.sequence, now
+            return False
+        return now - since > _ABANDONED_TIMES * _seconds(held)
+
     async def is_current(self, fence: Fence) -> bool:
         """Whether a token is still the newest of its lease."""
         newest = await self._stream.last(fence_subject(fence.name))
@@ -137,3 +152,9 @@ def _token(message: Stored) -> int:
 
 def _whole_seconds(ttl_seconds: float) -> str:
     return f"{math.ceil(ttl_seconds)}s"
+
+
+def _seconds(message: Stored) -> float:
+    """How long a lease lasts if it is not renewed."""
+    text = message.headers.get(TTL, "").removesuffix("s")
+    return float(text) if text.isdecimal() else math.inf
