@@ -41,7 +41,10 @@ from bacalhau_controllers.manifest import PinDesk
 logger = logging.getLogger(__name__)
 
 REQUESTS_MAX = 512
-"""Requests of nodes handled at once; NATS holds back the rest, and nodes ask again."""
+"""Requests of nodes that wait for the store at once; NATS holds back the rest, and nodes ask
+again."""
+
+_FROM_MEMORY = (".hello", ".beat")
 
 READ_TIMEOUT_SECONDS = 15.0
 
@@ -79,14 +82,22 @@ class NodeEndpoint:
     # -- from nodes ----------------------------------------------------------------------------
 
     async def _received(self, msg: Message) -> None:
+        """What is answered from memory does not wait for a slot: while a slow store holds all of
+        them with facts, nodes whose beats are not heard would count as silent."""
+        if msg.subject.endswith(_FROM_MEMORY):
+            await asyncio.wait({self._begin(msg)})
+            return
         await self._slots.acquire()
+        self._begin(msg).add_done_callback(lambda _: self._slots.release())
+
+    def _begin(self, msg: Message) -> asyncio.Task[None]:
         task = asyncio.create_task(self._serve(msg))
         self._tasks.add(task)
         task.add_done_callback(self._served)
+        return task
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._slots.release()
         if not task.cancelled() and task.exception() is not None:
             logger.error("Failed to answer a node", exc_info=task.exception())
 
