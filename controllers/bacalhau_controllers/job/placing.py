@@ -1,6 +1,7 @@
 """Finds places for the attempts that slots need, and remembers the verdicts."""
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from bacalhau_api.locality import input_keys
 from bacalhau_api.v1.execution import Execution
@@ -8,7 +9,7 @@ from bacalhau_api.v1.job import Job, Verdict
 from bacalhau_controllers.job.draft import Draft, Queued
 from bacalhau_controllers.job.look import Look, is_forgiven
 from bacalhau_controllers.job.owned import Group, SlotView
-from bacalhau_controllers.job.pins import known_pins, needs_pins, resolver
+from bacalhau_controllers.job.pins import known_pins, needs_pins, resolver, waited_until
 from bacalhau_controllers.job.slots import new_execution
 from bacalhau_controllers.placement import (
     NOWHERE,
@@ -99,6 +100,7 @@ class Placer:
         self._postponed = 0
         self._nearby: tuple[tuple[str, ...], Near] = ((), NOWHERE)
         self._resolver: str | None = None  # who resolves references; empty: nobody needs to
+        self._resolver_until: datetime | None = None
         self.created = 0
         self.quota = ""
         """Why something has to wait for its namespace rather than for a node."""
@@ -234,15 +236,17 @@ class Placer:
             view = self._draft.view
             if not needs_pins(view.job.spec.task) or known_pins(view):
                 self._resolver = ""
-            elif (first := resolver(view)) is not None:
+            elif (first := resolver(view, self._draft.now)) is not None:
                 self._resolver = f"node {first.spec.node}"
+                self._resolver_until = waited_until(first)
             elif self.created:
                 self._resolver = "the node of the first attempt"
             else:
                 return False
         if self._resolver:
             what = "it is to find out which image the job's reference means"
-            self._draft.wait("Image", what, mover=self._resolver, count=0)
+            until = self._resolver_until
+            self._draft.wait("Image", what, mover=self._resolver, until=until, count=0)
         return bool(self._resolver)
 
     def _open(self) -> Search:

@@ -4,7 +4,7 @@ from typing import Any
 
 from bacalhau_api.meta import Contact
 from bacalhau_api.v1.execution import Execution, Phase, Report, Slot
-from bacalhau_api.v1.job import Job, JobSpec, SpecConfig
+from bacalhau_api.v1.job import Job, JobSpec, JobType, SpecConfig
 from bacalhau_api.v1.node import Capability
 from bacalhau_controllers.job.owned import Owned
 from bacalhau_controllers.job.pins import known_pins, needs_pins, resolver
@@ -68,13 +68,39 @@ def test_the_status_remembers_when_no_execution_does() -> None:
 def test_one_attempt_is_waited_for_unless_it_is_lost_or_over() -> None:
     made = docker_job()
     first = attempt(made)
-    found = resolver(JobView(made, Owned.of([first])))
+    found = resolver(JobView(made, Owned.of([first])), at(0))
     assert found is not None
     assert found.name == first.name
     lost = first.but(status=first.status.but(contact=Contact.LOST))
-    assert resolver(JobView(made, Owned.of([lost]))) is None
+    assert resolver(JobView(made, Owned.of([lost])), at(0)) is None
     over = reported(first, {}, Phase.FAILED)
-    assert resolver(JobView(made, Owned.of([over]))) is None
+    assert resolver(JobView(made, Owned.of([over])), at(0)) is None
+
+
+def test_a_node_that_is_away_for_long_is_not_waited_for() -> None:
+    """Nor are the slots of a daemon held back by one node that is cut off, which may be for ever."""
+    with world() as w:
+        w.behave(run_on)
+        for name in ("a", "b", "c"):
+            node = make_node(name)
+            info = node.status.info.but(engines=(Capability(name="docker"),))
+            w.put(node.but(status=node.status.but(info=info)))
+        w.submit("d", make_spec(JobType.DAEMON).but(tasks=docker_spec().tasks))
+        w.bench.loop.run_until_idle()
+        (first,) = w.executions("d")
+        w.silence(first.spec.node)
+        w.settle(seconds=60)
+        assert len(w.executions("d")) == 1
+        waiting = w.job("d").status.waiting
+        assert waiting is not None
+        assert waiting.until is not None
+        w.settle(seconds=300)
+        (_, second) = w.executions("d")
+        assert second.status.report is not None
+        w.put(second.but(status=second.status.but(report=second.status.report.but(pins=PINS))))
+        w.settle()
+        assert len(w.executions("d")) == 3
+        assert w.job("d").status.pins == PINS
 
 
 def test_the_others_follow_once_the_first_has_told() -> None:
