@@ -45,6 +45,35 @@ def rank_of(job: Job, now: datetime) -> Rank:
     return Rank(-job.spec.priority, admitted_at(job, now), job.metadata.namespace, job.name)
 
 
+class Ranking:
+    """Jobs by rank."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[Ref, Rank] = {}
+        self._order: list[tuple[Rank, Ref]] = []
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def put(self, ref: Ref, rank: Rank) -> None:
+        """Stand in line, or stand elsewhere in it."""
+        if self._ranks.get(ref) == rank:
+            return
+        self.remove(ref)
+        self._ranks[ref] = rank
+        insort(self._order, (rank, ref))
+
+    def remove(self, ref: Ref) -> None:
+        """Leave the line; no error if it is not there."""
+        rank = self._ranks.pop(ref, None)
+        if rank is not None:
+            del self._order[bisect_left(self._order, (rank, ref))]
+
+    def first(self, count: int) -> tuple[Ref, ...]:
+        """So many, in order."""
+        return tuple(ref for _, ref in self._order[:count])
+
+
 _ClassKey = tuple[object, ...]
 
 

@@ -4,7 +4,6 @@ All that decides is in `plan.py`. Several jobs are reconciled at the same time i
 plan is made without a pause in between, so what it sets aside cannot be given out twice.
 """
 
-import heapq
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +23,7 @@ from bacalhau_controllers.job.draft import Plan, Queued
 from bacalhau_controllers.job.owned import Owned
 from bacalhau_controllers.job.placing import CAPACITY, request_of, slot_keys
 from bacalhau_controllers.job.plan import Inputs, plan
-from bacalhau_controllers.job.queue import WAKES_MAX, WaitQueue, rank_of
+from bacalhau_controllers.job.queue import WAKES_MAX, Ranking, WaitQueue, rank_of
 from bacalhau_controllers.job.settings import JobSettings
 from bacalhau_controllers.lookup import ask_store
 from bacalhau_controllers.placement import Key, NodeTable, RuleFinding, evaluate
@@ -83,7 +82,7 @@ class JobReconciler:
             "Node": self._of_node,
         }
         # Jobs that wait for room in their namespace, and bytes of outputs kept in each.
-        self._over_quota: dict[str, dict[Ref, None]] = {}
+        self._over_quota: dict[str, Ranking] = {}
         self._stored: dict[str, int] = {}
         # Nodes on which the next generation of a job has no room, even without the present one.
         self._blocked: dict[Ref, frozenset[str]] = {}
@@ -142,12 +141,11 @@ class JobReconciler:
     def line_up(self, job: Job) -> None:
         """Have a job that waits stand in line, as if it had been looked at in this term; nothing
         is done about it."""
-        todo = self.plan(job)
+        todo, rank = self.plan(job), rank_of(job, self._clock.now())
         if todo.queued is not None:
-            rank = rank_of(job, self._clock.now())
             self.queue.put(job.ref, rank, todo.queued, self._clock.monotonic())
         if todo.is_over_quota:
-            self._over_quota.setdefault(job.metadata.namespace, {})[job.ref] = None
+            self._over_quota.setdefault(job.metadata.namespace, Ranking()).put(job.ref, rank)
 
     def explain(self, job: Job, node: Node) -> tuple[RuleFinding, ...]:
         """What each placement rule says of a job and a node now, those that are fine included."""
@@ -177,13 +175,13 @@ class JobReconciler:
         inputs = self._inputs(job)
         todo = plan(inputs)
         # At once, not after the commit: room that appears meanwhile has to find the job in line.
+        rank = rank_of(job, inputs.now)
         if todo.queued is not None:
-            rank = rank_of(job, inputs.now)
             self.queue.put(job.ref, rank, todo.queued, self._clock.monotonic())
         else:
             self._leave_queue(job.ref)
         if todo.is_over_quota:
-            self._over_quota.setdefault(job.metadata.namespace, {})[job.ref] = None
+            self._over_quota.setdefault(job.metadata.namespace, Ranking()).put(job.ref, rank)
         if todo.blocked_on:
             self._blocked[job.ref] = todo.blocked_on
         else:
@@ -247,16 +245,12 @@ class JobReconciler:
         """A namespace may have room now: the first in line are looked at, and those behind them
         when these have had their turn."""
         waiting = self._over_quota.get(namespace)
-        if not waiting or self._wake is None:
-            return
-        now = self._clock.now()
-        jobs = (self._state.cache.get(ref) for ref in waiting)
-        ranks = ((rank_of(job, now), job.ref) for job in jobs if isinstance(job, Job))
-        self._wake_all(ref for _, ref in heapq.nsmallest(WAKES_MAX, ranks))
+        if waiting is not None:
+            self._wake_all(waiting.first(WAKES_MAX))
 
     def _leave_queue(self, ref: Ref) -> None:
         if (waiting := self._over_quota.get(ref.namespace)) is not None:
-            waiting.pop(ref, None)
+            waiting.remove(ref)
             if not waiting:
                 del self._over_quota[ref.namespace]
         self._wake_all(self.queue.remove(ref))
@@ -338,15 +332,16 @@ class JobReconciler:
         if not isinstance(resource, Job) or not status.is_of_generation(resource):
             return
         waiting = resource.status.waiting
+        rank = rank_of(resource, self._clock.now())
         if waiting is not None and waiting.what == QUOTA:
-            self._over_quota.setdefault(resource.metadata.namespace, {})[resource.ref] = None
+            line = self._over_quota.setdefault(resource.metadata.namespace, Ranking())
+            line.put(resource.ref, rank)
         is_partition = not resource.spec.type.is_per_node
         if waiting is None or waiting.what != CAPACITY or not is_partition:
             return
         owned = self._owned.get(resource.metadata.uid) or Owned()
         generation = owned.groups.get(resource.metadata.generation)
         request = request_of(resource, generation, self.nodes)
-        rank = rank_of(resource, self._clock.now())
         queued = Queued(request, max(resource.status.slots.waiting, 1))
         self.queue.put(resource.ref, rank, queued, self._clock.monotonic())
 

@@ -9,7 +9,7 @@ from bacalhau_api.meta import Ref
 from bacalhau_api.v1.job import Job
 from bacalhau_controllers.job import Queued, WaitQueue
 from bacalhau_controllers.job.placing import request_of
-from bacalhau_controllers.job.queue import HOLD_SECONDS, WAKES_MAX, Rank
+from bacalhau_controllers.job.queue import HOLD_SECONDS, WAKES_MAX, Rank, Ranking
 from bacalhau_controllers.placement import NodeTable, Reservation
 from bacalhau_controllers.placement.resources import Amounts
 from tests.support.job_world import make_node, make_spec
@@ -174,3 +174,19 @@ def test_nodes_that_left_are_forgotten(gone: bool) -> None:
     line.table.apply(node, None if gone else make_node("a", unschedulable=True), 0)
     assert line.queue.held(ref("new"), line.rank("new"), 1) == {}
     assert line.improved(("a",)) == []
+
+
+def test_a_ranking_is_in_order_whoever_comes_and_goes() -> None:
+    ranking, refs = Ranking(), {name: Ref("Job", "default", name) for name in "abc"}
+
+    def rank(name: str, urgency: int = 0) -> Rank:
+        return Rank(urgency, at(0), "default", name)
+
+    for name in "cab":
+        ranking.put(refs[name], rank(name))
+    ranking.put(refs["c"], rank("c", -1))
+    ranking.put(refs["c"], rank("c", -1))
+    assert ranking.first(2) == (refs["c"], refs["a"])
+    ranking.remove(refs["a"])
+    ranking.remove(refs["a"])
+    assert (ranking.first(9), len(ranking)) == ((refs["c"], refs["b"]), 2)
