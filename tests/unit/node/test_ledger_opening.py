@@ -3,10 +3,12 @@
 import asyncio
 import errno
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from tests.unit.node.test_sqlite_ledger import aside, at, entries, is_same, read
 
 OLD = Path(__file__).parent / "data" / "ledger-schema-1.db"
 ROOT = Path(__file__).parents[3]
+TRIALS = 250
 
 
 async def left_by_a_crash(place: Path, count: int = 12) -> Book:
@@ -79,6 +82,73 @@ async def test_a_log_that_is_cut_off_is_a_moment_of_the_past(tmp_path: Path, sha
     assert set(book.executions) in (set(before.executions), set())
     assert set(book.states) == set(book.executions)
     assert set(book.facts) <= set(book.executions)
+
+
+async def test_damage_anywhere_ends_in_a_moment_of_the_past_or_a_new_ledger(tmp_path: Path) -> None:
+    """Also in the log, and in what a checkpoint moved from there into the file."""
+    origin = tmp_path / "origin"
+    history = await left_by_a_crash_after_commits(origin)
+    rng = random.Random(11)
+    kinds: Counter[str] = Counter()
+    for trial in range(TRIALS):
+        place = tmp_path / f"t{trial}"
+        shutil.copytree(origin, place)
+        harm(place / rng.choice(["ledger.db", "ledger.db-wal"]), rng)
+        book = await read(place / "ledger.db")
+        if book.meta.incarnation != history[0].meta.incarnation:
+            assert not book.executions
+            assert aside(place), f"trial {trial}"
+            kinds["new"] += 1
+        else:
+            moment = next((n for n, was in enumerate(history) if is_same(book, was)), None)
+            assert moment is not None, f"trial {trial}: what it tells was never so"
+            kinds["newest" if moment == len(history) - 1 else "older"] += 1
+        shutil.rmtree(place)
+    assert min(kinds[one] for one in ("new", "older", "newest")) > TRIALS // 20, kinds
+
+
+async def left_by_a_crash_after_commits(directory: Path) -> list[Book]:
+    """Half of what was committed is in the file, half in its log. What was so after each commit."""
+    history = []
+    ledger = at(directory / "work" / "ledger.db")
+    await ledger.open()
+    for number in range(8):
+        await ledger.commit(entries(12)[number * 4 : number * 4 + 4])
+        moment = directory / "moment"
+        shutil.copytree(directory / "work", moment)
+        history.append(await read(moment / "ledger.db"))
+        shutil.rmtree(moment)
+        if number == 3:
+            assert ledger._database is not None
+            ledger._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for name in ("ledger.db", "ledger.db-wal"):
+        shutil.copyfile(directory / "work" / name, directory / name)
+    await ledger.close()
+    shutil.rmtree(directory / "work")
+    return history
+
+
+def harm(path: Path, rng: random.Random) -> None:
+    """Change a file as disks and people do."""
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(len(data))
+    sector = place // 512 * 512
+    match rng.randrange(5):
+        case 0:
+            data[place] ^= 1 << rng.randrange(8)
+        case 1:
+            del data[rng.choice([place, sector, max(0, sector - 1), sector + 1]) :]
+        case 2:
+            data[sector : sector + 512] = bytes(len(data[sector : sector + 512]))
+        case 3:
+            other = rng.randrange(len(data)) // 512 * 512
+            data[sector : sector + 512], data[other : other + 512] = (
+                data[other : other + 512],
+                data[sector : sector + 512],
+            )
+        case _:
+            data[place:place] = rng.randbytes(rng.randrange(1, 100))
+    path.write_bytes(data)
 
 
 async def test_an_empty_file_is_a_new_ledger(tmp_path: Path) -> None:
