@@ -41,6 +41,10 @@ PART_BYTES_MAX = 600 * 1024
 
 PUSH_TIMEOUT_SECONDS = 10.0
 
+RIVAL_TURNS, RIVAL_TURNS_BETWEEN = 3, 30
+"""After so many sessions in a row that were heard although another had taken their place, two agents
+are taken to share one ledger; and after how many more it is said again."""
+
 
 class Transport(Protocol):
     """Carries `Changes` to one node. Raises UnavailableError if it did not answer in time."""
@@ -76,6 +80,8 @@ class _Session:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     is_broken: bool = False
     sender: asyncio.Task[None] | None = None
+    replaced: str = ""  # the session before it, until that one is heard once more
+    rival_turns: int = 0
 
 
 class Gateway:
@@ -142,6 +148,9 @@ class Gateway:
         session.parts = list(_parts(self._assigned(hello.node)))
         session.list_id = self._next_list_id()
         session.epoch = self._epoch()
+        if old is not None:
+            session.replaced = old.id
+            session.rival_turns = 0 if old.replaced else old.rival_turns
         self._sessions[hello.node] = session
         self._presence.hello(hello.node, hello.incarnation, hello.info, hello.session)
         logger.info("Node said hello", extra={"node": hello.node, "parts": len(session.parts)})
@@ -158,6 +167,7 @@ class Gateway:
         """Note that a node is alive."""
         session = self._live(beat.node, beat.session)
         if session is None:
+            self._note_rival(beat)
             return BeatReply(node=beat.node, session=beat.session, hello_again=True)
         session.heard_at = self._clock.monotonic()
         is_known = self._presence.heard(beat.node, session.heard_at)
@@ -202,6 +212,21 @@ class Gateway:
             kind = "Execution" if fact.execution is not None else "Publication"
             present.dirty[Ref(kind, fact.namespace, fact.name)] = fact.uid
         present.wake.set()
+
+    def _note_rival(self, beat: Beat) -> None:
+        """A session is heard although another has taken its place. Once it is a late message; if
+        they take turns, two agents run on one ledger, each of which ends the other's session.
+        Nothing is accepted twice for that, but nobody would know why the node has no peace."""
+        present = self._sessions.get(beat.node)
+        if present is None or present.replaced != beat.session:
+            return
+        present.replaced = ""
+        present.rival_turns += 1
+        if present.rival_turns % RIVAL_TURNS_BETWEEN == RIVAL_TURNS:
+            logger.warning(
+                "Heard two agents as one node, one on a copy of the other's data directory",
+                extra={"node": beat.node, "hint": "stop one of them"},
+            )
 
     # -- pushes to nodes -----------------------------------------------------------------------
 

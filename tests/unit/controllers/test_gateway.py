@@ -277,6 +277,30 @@ def test_a_second_agent_under_the_same_name_is_refused_while_the_first_lives(rig
     assert isinstance(rig.hello("s4", "i2"), Welcome), "a wiped machine may come back"
 
 
+def test_two_agents_with_one_ledger_are_told_of(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """Each ends the other's session, and neither can be told from a node that comes back."""
+    agents = ["a0", "b0"]
+    rig.hello(session=agents[0])
+    for turn in range(1, 8):
+        rig.hello(session=agents[turn % 2])
+        assert ("Heard two agents as one node" in caplog.text) is (turn > 3)
+        other = (turn + 1) % 2
+        assert rig.beat(session=agents[other]), "it has to say hello"
+        agents[other] = f"{'ab'[other]}{turn}"
+    assert caplog.text.count("Heard two agents") == 1
+
+
+def test_a_node_that_comes_back_again_and_again_is_one_agent(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(20):
+        rig.hello(session=f"s{number}")
+        if number % 3 == 2:
+            assert rig.beat(session=f"s{number - 1}"), "a message that comes late"
+        assert not rig.beat(session=f"s{number}")
+    assert "Heard two agents" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
