@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 from tests.simulation.campaign import judge_all, shrink
+from tests.support.arguments import at_least_one, fault_words
 
 PROGRESS_SEEDS = 500
 
@@ -17,11 +18,13 @@ PROGRESS_SEEDS = 500
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, help="how many")
+    parser.add_argument("--seeds", type=at_least_one, default=100, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="this one only")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--faults", help="such as 'all,-clone-node' or 'net-loss=0.3'; else drawn")
+    parser.add_argument("--workers", type=at_least_one, default=1, help="processes")
+    parser.add_argument(
+        "--faults", type=fault_words, help="such as 'all,-clone-node' or 'net-loss=0.3'; else drawn"
+    )
     parser.add_argument(
         "--shrink", action="store_true", help="with --seed: look for fewer faults that suffice"
     )

@@ -47,6 +47,7 @@ from bacalhau_controllers.store import Why, Write
 from bacalhau_controllers.workqueue import WorkQueue
 from tests.simulation.world import Faults, World
 from tests.simulation.world.world import Failure
+from tests.support.arguments import at_least_one
 
 SEEDS_MAX = 1000
 
@@ -528,9 +529,12 @@ BUGS: tuple[Planted, ...] = (
 def main() -> int:
     """See the module. Exits with 1 if a bug stayed hidden."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.planted", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS_MAX)
+    parser.add_argument("--seeds", type=at_least_one, default=SEEDS_MAX)
     parser.add_argument("names", nargs="*", help="these only")
     asked = parser.parse_args()
+    if unknown := set(asked.names) - {bug.name for bug in BUGS}:
+        known = ", ".join(bug.name for bug in BUGS)
+        parser.error(f"no such bugs: {', '.join(sorted(unknown))}; there are: {known}")
     hidden = 0
     for bug in BUGS:
         if asked.names and bug.name not in asked.names:

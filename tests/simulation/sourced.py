@@ -35,6 +35,7 @@ from tests.simulation.world.life import Life, current_life
 from tests.simulation.world.machines import ENGINE
 from tests.simulation.world.storage import StoreClient
 from tests.simulation.world.world import Failure
+from tests.support.arguments import at_least_one
 from tests.support.gitops import DictTree
 
 SOURCE: Final = Ref("Source", "", "prod")
@@ -319,7 +320,7 @@ class SourcedWorld(World):
 def main() -> int:
     """Run many seeds."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.sourced")
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seeds", type=at_least_one, default=100)
     parser.add_argument("--first", type=int, default=0)
     asked = parser.parse_args()
     began, failed, runs, pruned, states = time.monotonic(), 0, 0, 0, 0

@@ -19,6 +19,7 @@ from tests.simulation.world import Faults, World
 from tests.simulation.world.machines import Machine
 from tests.simulation.world.orchestrators import Orchestrator
 from tests.simulation.world.world import Failure
+from tests.support.arguments import at_least_one
 
 STALE_SECONDS = 8.0
 CRASH_AGENT = "crash-agent"
@@ -140,8 +141,8 @@ def main() -> int:
     """See the module. Exits with 1 if anything went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.sweep", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the reference run")
-    parser.add_argument("--stride", type=int, default=1, help="only every so many points")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--stride", type=at_least_one, default=1, help="only every so many points")
+    parser.add_argument("--workers", type=at_least_one, default=1, help="processes")
     asked = parser.parse_args()
     began, failed = time.monotonic(), 0
     counts: Counter[str] = Counter()

@@ -15,6 +15,7 @@ SAMPLE, TOGETHER = 300, 20
 
 REPEATED = range(1000, 1008)
 ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "api"), str(ROOT / "controllers")])
 
 
 @pytest.mark.parametrize("first", range(0, SAMPLE, TOGETHER))
@@ -37,10 +38,9 @@ def test_same_seed_same_trace() -> None:
         "from tests.simulation.campaign import judge\n"
         f"print(*(judge(seed, None).digest for seed in range({REPEATED.start}, {REPEATED.stop})))"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "api"), str(ROOT / "controllers")])
     there = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONPATH": PATH, "PYTHONHASHSEED": "7"},
         capture_output=True,
         text=True,
         check=True,
@@ -75,3 +75,32 @@ def test_faults_are_switched_by_name() -> None:
     assert Faults.parse(str(faults)) == faults
     with pytest.raises(ValueError, match="nonsense"):
         Faults.parse("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["simulation", "--seeds", "0"], "--seeds: must be at least 1 (got 0)"),
+        (["simulation", "--seed", "5", "--faults", "nonsense"], "clone-node"),
+        (["simulation", "--seed", "5", "--faults", "net-loss=much"], "'much'"),
+        (
+            ["simulation.planted", "nonsense"],
+            "no such bugs: nonsense; there are: acknowledge-before",
+        ),
+        (["simulation.sweep", "--stride", "0"], "--stride: must be at least 1 (got 0)"),
+        (["e2e.rounds", "--rounds", "0"], "--rounds: must be at least 1 (got 0)"),
+    ],
+)
+def test_a_run_of_nothing_does_not_pass(command: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.{command[0]}", *command[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": PATH},
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

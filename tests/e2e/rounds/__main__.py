@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.e2e.rounds.campaign import Campaign, Verdict
 from tests.e2e.rounds.lab import Lab, LabError, enter
 from tests.e2e.rounds.work import PROGRAMS_BY_NAME
+from tests.support.arguments import at_least_one
 
 CANNOT = 2
 
@@ -23,10 +24,10 @@ CANNOT = 2
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.rounds", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="how many")
+    parser.add_argument("--rounds", type=at_least_one, default=10, help="how many")
     parser.add_argument("--seed", default="1", help="all that is random follows from it")
     parser.add_argument("--first", type=int, default=0, help="the number of the first round")
-    parser.add_argument("--agents", type=int, default=3, help="compute nodes")
+    parser.add_argument("--agents", type=at_least_one, default=3, help="compute nodes")
     parser.add_argument("--program", choices=list(PROGRAMS_BY_NAME), default="wasm")
     parser.add_argument("--data", type=Path, help="where data are kept; else a temporary place")
     asked = parser.parse_args()
