@@ -252,11 +252,15 @@ class DockerEngine:
     async def stop(self, run: str, grace_seconds: float) -> None:
         """SIGTERM, and after the grace SIGKILL; without grace SIGKILL at once."""
         parts = self._opened()
-        if not body.is_run_id(run) or self._shelf.end_of(run) is not None:
+        if not body.is_run_id(run):
             return
         async with self._lock(run):
             state = await parts.watch.look(run)
             if state is None:
+                return
+            if self._shelf.end_of(run) is not None:
+                if not ends.is_over(state):  # somebody started its container again
+                    await self._end(parts, run, 0.0)
                 return
             if ends.is_unborn(state):
                 # A start that hung may come to life yet; without its container it cannot.
@@ -402,13 +406,15 @@ class DockerEngine:
                 raise UnavailableError(f"the engine did not stop {run}: {error}") from error
 
     async def _discard(self, run: str) -> None:
-        """Remove whatever there is of a run that does not run, as far as the engine knows."""
+        """Remove whatever there is of a run that does not run, as far as the engine knows; one that
+        has ended in any case, as somebody may have started its container again."""
         parts = self._opened()
         record = self._shelf.read(run)
+        has_ended = self._shelf.end_of(run) is not None
         name = container_name(self._owner, run)
         await self._end_strays(parts, run)
         try:
-            await parts.client.ask("remove_container", name, v=True)
+            await parts.client.ask("remove_container", name, v=True, force=has_ended)
         except RefusedError as error:
             if error.status == 409:  # it runs after all, or is being removed already
                 raise TransientError(f"container {name} is not removed: {error}") from error

@@ -168,6 +168,29 @@ async def test_a_container_that_somebody_stopped_is_not_the_workloads_failure(la
     assert "somebody else" in seen.message
 
 
+async def test_a_container_that_somebody_started_again_does_not_run_beside_the_next(
+    lab: Lab,
+) -> None:
+    engine = await lab.open()
+    restarted, begun = lab.workload("exec sleep 3600"), lab.workload("sleep 1; exec sleep 3600")
+    await engine.start(restarted)
+    name = lab.inspect(restarted)["Id"]
+    with lab.dockerd.api() as api:
+        await asyncio.to_thread(api.restart, name, timeout=5)
+        assert (await ended(engine, restarted.id)).phase is RunPhase.VANISHED
+        assert lab.inspect(restarted)["State"]["Running"]
+        await engine.stop(restarted.id, 0.0)
+        assert not lab.inspect(restarted)["State"]["Running"]
+        await engine.start(begun)
+        await engine.stop(begun.id, 0.0)
+        await asyncio.to_thread(api.start, lab.inspect(begun)["Id"])
+    await engine.remove(begun.id)
+    await engine.remove(restarted.id)
+    assert await engine.list() == []
+    with lab.dockerd.api() as api:
+        assert not api.containers(all=True, filters={"id": name})
+
+
 @pytest.mark.parametrize("how", ["kill", "terminate"])
 async def test_an_engine_that_takes_its_containers_along(mortal_lab: Lab, how: str) -> None:
     """What was cut is told as interrupted, not as failed; what had ended before keeps its end."""
