@@ -8,6 +8,7 @@ from typing import Final
 
 import nkeys  # type: ignore[import-untyped]
 
+from bacalhau.flush import fsync_path
 from bacalhau_api.errors import TerminalError
 
 _PUBLIC_LENGTH: Final = 56
@@ -72,3 +73,4 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(fresh, path)
+    fsync_path(path.parent)

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bacalhau.logs import set_up_logging
+from bacalhau.nats.keys import write_private
 from bacalhau.nats.process import DataLock
 from bacalhau.remedies import remedy
 from bacalhau.settings import ServeSettings
@@ -119,10 +120,7 @@ def _tell_failure(part: str, error: BaseException) -> None:
 
 def node_name(settings: ServeSettings) -> str:
     """The node's name: as given, else as last time, else the host's."""
-    kept = settings.data_dir / NAME_FILE
-    name = settings.name
-    if not name:
-        name = _kept_name(kept) if kept.exists() else socket.gethostname().split(".")[0]
+    name = settings.name or _kept_name(settings) or socket.gethostname().split(".")[0]
     try:
         check_name(name)
     except ValueError as error:
@@ -131,17 +129,18 @@ def node_name(settings: ServeSettings) -> str:
     return name
 
 
-def _kept_name(kept: Path) -> str:
-    return kept.read_text(errors="replace").strip()
+def _kept_name(settings: ServeSettings) -> str:
+    """Empty if there is none, or none that a power failure left."""
+    kept = settings.data_dir / NAME_FILE
+    return kept.read_text(errors="replace").strip("\0 \n") if kept.exists() else ""
 
 
 def _keep_name(settings: ServeSettings, name: str) -> None:
     """A name that changes with the network would make a new node each time. Kept once the node runs
     under it: one that was refused is not to stand in the way of the right one."""
-    kept = settings.data_dir / NAME_FILE
     try:
-        if not kept.exists() or _kept_name(kept) != name:
-            kept.write_text(name + "\n")
+        if _kept_name(settings) != name:
+            write_private(settings.data_dir / NAME_FILE, name + "\n")
     except OSError as error:
         logger.warning("Failed to keep the node's name", extra={"error": str(error), "node": name})
 

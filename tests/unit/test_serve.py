@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from bacalhau import serve
+from bacalhau.nats.keys import load_or_make_seed
 from bacalhau.settings import ServeSettings
 from bacalhau_api.errors import InvalidError
+from tests.support.flushes import record_fsyncs
 
 SCRIPT = """
 import resource, sys
@@ -94,3 +96,26 @@ def test_a_data_directory_of_another_user(tmp_path: Path) -> None:
         assert "belongs to user" in error.hint
     elsewhere = denied("/etc/tls.key")
     assert serve._named(tmp_path, elsewhere) is elsewhere
+
+
+def test_who_a_node_is_outlives_a_power_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = record_fsyncs(monkeypatch)
+    path = tmp_path / "node.seed"
+    seed = load_or_make_seed(path, "")
+    assert flushed == [path.with_name("node.seed.new"), tmp_path]
+    assert load_or_make_seed(path, "") == seed
+    serve._keep_name(ServeSettings(data_dir=tmp_path), "alpha")
+    assert flushed[2:] == [tmp_path / "name.new", tmp_path]
+
+
+@pytest.mark.parametrize("left", [b"", b"\0\0\0\0\0"])
+def test_a_name_that_a_power_failure_spoilt_is_none(tmp_path: Path, left: bytes) -> None:
+    """The node comes up, under the name that it had by itself."""
+    unnamed = ServeSettings(data_dir=tmp_path)
+    name = serve.node_name(unnamed)
+    (tmp_path / serve.NAME_FILE).write_bytes(left)
+    assert serve.node_name(unnamed) == name
+    serve._keep_name(unnamed, name)
+    assert (tmp_path / serve.NAME_FILE).read_text() == f"{name}\n"
