@@ -27,6 +27,14 @@ NOT_STARTED: Final = ("PortTaken", "NetworkGone")
 """Reasons by which the engine says that it did not start it."""
 
 _NO_RETRY = ("oci runtime", "executable file not found", "invalid mount", "no such file", "exec:")
+_USED_UP = (
+    "no space left on device",
+    "cannot allocate memory",
+    "resource temporarily unavailable",
+    "too many open files",
+)
+"""What the machine has no more of, whoever in the engine noticed."""
+
 _PORT_TAKEN = ("port is already allocated", "address already in use")
 
 
@@ -71,14 +79,14 @@ class Launcher:
             if error.status == 409:
                 words = f"container {name} is there already; it is looked at again"
                 raise TransientError(words) from error
-            raise _start_error(error) from error
+            raise start_error(error) from error
         if record.leash_noted:
             await self.hold()
         await own_results(self._client, workload, place.user or image.user, name)
         try:
             await self._client.ask_start("start", name)
         except RefusedError as error:
-            raise _start_error(error) from error
+            raise start_error(error) from error
         return record
 
     async def hold(self) -> None:
@@ -174,13 +182,15 @@ class Launcher:
         return ports, devices
 
 
-def _start_error(error: RefusedError) -> BacalhauError:
+def start_error(error: RefusedError) -> BacalhauError:
     """Whether a start that was refused can go well another time."""
     words = error.message.lower()
     if any(text in words for text in _PORT_TAKEN):
         return TransientError(f"a port is in use: {error.message}", reason="PortTaken")
     if "network" in words and "not found" in words:
         return TransientError(f"a network is gone: {error.message}", reason="NetworkGone")
+    if error.status >= 500 and any(text in words for text in _USED_UP):
+        return UnavailableError(f"the machine cannot start it now: {error.message}")
     if error.status == 400 or any(text in words for text in _NO_RETRY):
         return TerminalError(f"it cannot be started: {error.message}", reason="StartFailed")
     if error.status == 404:

@@ -11,6 +11,7 @@ import pytest
 from bacalhau.engines.docker import client, ends, gpus
 from bacalhau.engines.docker.body import Place, PortMapping, create_body
 from bacalhau.engines.docker.images import Reference
+from bacalhau.engines.docker.launch import start_error
 from bacalhau.engines.docker.logs import FrameError, Frames
 from bacalhau.engines.docker.networks import Networks, bridge_name
 from bacalhau.engines.docker.options import DockerOptions, engine_host
@@ -330,3 +331,23 @@ def test_a_call_that_nobody_takes_leaves_no_socket(
             client._connect(f"unix://{tmp_path}/none", "", 5.0)
         gc.collect()
     assert seen == []
+
+
+# -- starts that are refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "kind"),
+    [
+        (500, "OCI: mkdir runtime-runc/moby/cc: no space left on device", UnavailableError),
+        (500, "OCI: mkdir /sys/fs/cgroup/memory/cc: cannot allocate memory", UnavailableError),
+        (500, "OCI: container init was OOM-killed (memory limit too low?)", TerminalError),
+        (400, 'OCI: exec: "x": executable file not found in $PATH', TerminalError),
+        (500, "driver failed programming external connectivity", UnavailableError),
+    ],
+)
+def test_a_machine_that_is_used_up_is_not_the_jobs_fault(
+    status: int, words: str, kind: type[Exception]
+) -> None:
+    words = words.replace("OCI:", "failed to create shim task: OCI runtime create failed:")
+    assert isinstance(start_error(client.RefusedError(status, words)), kind)
