@@ -112,8 +112,8 @@ class DockerEngine:
         return Health(is_available=True, version=self._version, missing=missing)
 
     async def detect(self) -> Detected:
-        """What the engine's machine has, asked without opening it. Nothing of it is known if the
-        engine does not answer."""
+        """What the engine's machine has, asked without opening it. If the engine does not answer, as
+        when it is started after the node, that is only which GPUs the driver knows."""
         try:
             client = self._client(engine_host(self._options))
         except BacalhauError:
@@ -122,7 +122,7 @@ class DockerEngine:
             await self._look_around(client)
         except BacalhauError as error:
             logger.info("Could not ask the Docker engine", extra={"error": error.message})
-            return Detected()
+            return Detected(gpus=await self._known_gpus(client))
         finally:
             await client.close()
         return Detected(
@@ -130,6 +130,12 @@ class DockerEngine:
             memory_bytes=int(self._info.get("MemTotal") or 0),
             gpus=len(self._gpus.gpus),
         )
+
+    async def _known_gpus(self, client: EngineClient) -> int:
+        try:
+            return len((await client.in_thread(self._probe, "looking for GPUs")).gpus)
+        except BacalhauError:
+            return 0
 
     @property
     def missing(self) -> dict[str, str]:

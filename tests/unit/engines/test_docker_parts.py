@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bacalhau.engines.docker import client, ends, gpus
+from bacalhau.engines.docker import DockerEngine, client, ends, gpus
 from bacalhau.engines.docker.body import Place, PortMapping, create_body
 from bacalhau.engines.docker.images import Reference
 from bacalhau.engines.docker.launch import start_error
@@ -18,6 +18,7 @@ from bacalhau.engines.docker.options import DockerOptions, engine_host
 from bacalhau.engines.docker.ports import PortRange, variables
 from bacalhau.engines.docker.records import Record, Shelf, Stop
 from bacalhau.engines.docker.strays import end_strays
+from bacalhau.system import SystemClock
 from bacalhau_api.errors import InvalidError, TerminalError, TransientError, UnavailableError
 from bacalhau_api.params import DockerParams
 from bacalhau_api.v1.job import Network, NetworkType, Port, Resources
@@ -331,6 +332,14 @@ def test_a_call_that_nobody_takes_leaves_no_socket(
             client._connect(f"unix://{tmp_path}/none", "", 5.0)
         gc.collect()
     assert seen == []
+
+
+async def test_gpus_are_known_before_the_engine_is_there(tmp_path: Path) -> None:
+    """What a node says it has counts until it ends, and a machine may start the engine last."""
+    options = DockerOptions(host=f"unix://{tmp_path}/nobody.sock")
+    probe = gpus.Probe((gpus.Gpu("GPU-1"), gpus.Gpu("GPU-2")))
+    engine = DockerEngine(tmp_path, SystemClock(), options=options, probe=lambda: probe)
+    assert (await engine.detect()).gpus == 2
 
 
 # -- starts that are refused -----------------------------------------------------------------------
