@@ -115,7 +115,9 @@ def _write_once(directory: Path, name: str, data: Mapping[str, Any], *, is_durab
     temporary = directory / f".{name}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(data).encode())
+        rest = memoryview(json.dumps(data).encode())
+        while rest:  # a disk that becomes full takes a part, and no error
+            rest = rest[os.write(fd, rest) :]
         if is_durable:
             os.fsync(fd)
     finally:

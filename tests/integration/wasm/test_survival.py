@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -535,6 +536,27 @@ async def test_a_fork_server_that_hangs_is_told_apart_from_a_refusal(
     finally:
         os.kill(server, signal.SIGCONT)
     assert caught.value.reason == ENGINE_FAULT
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+from bacalhau.engines.wasm import records
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+end = records.End(134, 0.0, "Trap", "x" * 1000)
+try:
+    records.write_end(Path(sys.argv[1]), end)
+except OSError:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    records.write_end(Path(sys.argv[1]), end)
+"""
+
+
+def test_half_a_record_of_an_end_is_not_left_by_a_disk_that_becomes_full(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], check=True, timeout=60)
+    end = records.read_end(tmp_path)
+    assert end is not None
+    assert (end.reason, len(end.message)) == ("Trap", 1000)
 
 
 @pytest.mark.parametrize("what", ["a directory", "not JSON", "\udcff"])
