@@ -5,14 +5,13 @@ the gateway's pushes (`Transport`), and reads logs and outputs for the API (`Nod
 """
 
 import asyncio
-import json
 import logging
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from bacalhau.nats.subjects import agent_subject, decode_token, node_subject
-from bacalhau.nats.transport import Message, Subscription, Transport
+from bacalhau.nats.transport import Message, Subscription, Transport, has_field
 from bacalhau.server.ports import LogStream
 from bacalhau_api.base import Model
 from bacalhau_api.errors import (
@@ -134,7 +133,7 @@ class NodeEndpoint:
 
     async def _hello(self, node: str, data: bytes) -> Model:
         assert self._gateway is not None
-        if "part" in json.loads(data):
+        if has_field(data, "part"):
             ask = _named(WelcomePart.decode(data), node)
             return self._gateway.welcome_part(ask)
         return self._gateway.hello(_named(Hello.decode(data), node))

@@ -1,6 +1,7 @@
 """The few things that the store and the links need of a NATS client, so that another client can
 take the place of nats-py. Implementation: `connection.Connection`."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -13,6 +14,17 @@ class Message(Protocol):
     reply: str
     data: bytes
     headers: dict[str, str] | None
+
+
+def has_field(data: bytes, name: str) -> bool:
+    """Whether a message has a field of that name. Raises ValueError if it is not a JSON object."""
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("the message is nested too deeply") from error
+    if isinstance(found, dict):
+        return name in found
+    raise ValueError("the message is not an object")
 
 
 Handler = Callable[[Message], Awaitable[None]]

@@ -5,7 +5,6 @@ rest is dropped, because NATS lets any node steer a reply to a subject of anothe
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from bacalhau.nats.subjects import agent_subject, node_subject
-from bacalhau.nats.transport import Message, Subscription, Transport
+from bacalhau.nats.transport import Message, Subscription, Transport, has_field
 from bacalhau.node.reader import OutputReader
 from bacalhau.node.upload import Kind, UploadGate
 from bacalhau.system import SystemClock
@@ -139,7 +138,7 @@ class NatsLink:
             reply = await self._nats.request(
                 node_subject(self._node, "pins"), message.encode(), timeout=PIN_TIMEOUT_SECONDS
             )
-            model = Refused if "reason" in json.loads(reply.data) else PinReply
+            model = Refused if has_field(reply.data, "reason") else PinReply
             answer = model.decode(reply.data)
         except TransientError as error:
             raise UnavailableError(f"no answer about a manifest: {error.message}") from error
@@ -260,5 +259,5 @@ class NatsLink:
 
 def _decode_reply(kind: str, data: bytes) -> Welcome | Ack | BeatReply | Refused:
     # Only a refusal has a reason of its own; a node's replies are few, so reading twice is cheap.
-    model = Refused if "reason" in json.loads(data) else _REPLIES[kind]
+    model = Refused if has_field(data, "reason") else _REPLIES[kind]
     return model.decode(data)
