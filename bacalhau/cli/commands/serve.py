@@ -199,7 +199,7 @@ def serve(
         ),
     ] = False,
     upload_limit: Annotated[
-        str, typer.Option(help="Most to send of logs and results, such as 1MiB/s.")
+        str, typer.Option(help="Most to send of logs and results, such as 1MiB/s; 0: no limit.")
     ] = "",
     outbox_limit: Annotated[
         str,
