@@ -308,12 +308,28 @@ async def _start(site: Site, execution: Execution, state: RunnerState, todo: Sta
         )
         await engine.start(_workload(site, execution, state, layout, todo.run))
     except TransientError as error:
+        await _answers(site, engine, run_id)
         reason = error.reason if error.reason in (DISK_FAULT, INTERNAL) else ENGINE_FAULT
         return StartFailed(todo.run, True, reason, error.message)
     except BacalhauError as error:
         reason = error.reason if error.reason != "Terminal" else "StartFailed"
         return StartFailed(todo.run, False, reason, error.message)
     return Started(todo.run)
+
+
+async def _answers(site: Site, engine: GuardedEngine, run_id: str) -> None:
+    """Return once the engine answers, or has not for as long as a start may take: one that is away
+    for a moment (a boot, an upgrade) is to cost no more than one try."""
+    clock, pause = site.clock, site.limits.retry_seconds
+    deadline = clock.monotonic() + site.limits.start_try_seconds
+    while clock.monotonic() < deadline:
+        try:
+            await engine.observe(run_id)
+            return
+        except TransientError:
+            await clock.sleep(pause)
+        except BacalhauError:
+            return
 
 
 def _workload(

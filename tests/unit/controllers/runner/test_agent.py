@@ -597,6 +597,24 @@ def test_outputs_that_take_hours_to_read_are_no_failure(loop: SimLoop) -> None:
     assert w.until_final("a", seconds_max=8000)[0].phase is Phase.SUCCEEDED
 
 
+def test_a_start_waits_for_an_engine_that_is_away_for_a_while(loop: SimLoop) -> None:
+    """As after a boot, or while it is upgraded. Nobody else need be there to begin it anew."""
+    w = world(loop)
+    restart = RestartPolicy(backoff_seconds=5)
+    service = execution("s", job_type=JobType.SERVICE, seconds=None, restart=restart)
+    w.do(w.hub.assign(service))
+    assert w.hub.link is not None
+    w.hub.link.set_up(False)
+    w.engine.end("s.1", 1)
+    loop.advance(1)
+    w.engine.answer_error = UnavailableError("nobody listens")
+    loop.advance(90)
+    w.engine.answer_error = None
+    loop.advance(90)
+    assert w.engine.running() == ("s.2",)
+    assert w.engine.started == {"s.1": 1, "s.2": 1}
+
+
 def test_stop_is_repeated_until_the_engine_obeys(loop: SimLoop) -> None:
     w = world(loop)
     one = execution("a", seconds=None)
