@@ -23,6 +23,7 @@ from bacalhau.server.app import ApiServer, create_app
 from bacalhau.server.ports import Services
 from bacalhau.settings import ServeSettings
 from bacalhau.store.jetstream import JetStreamStore
+from bacalhau.store.mark import HighWaterMark
 from bacalhau.transfer.s3 import S3Access
 from bacalhau.version import VERSION
 from bacalhau_api.errors import BacalhauError
@@ -100,8 +101,11 @@ class Orchestrator:
         store = JetStreamStore(
             nats, clock, self._ids, history_seconds_of=lambda name: history_seconds(cache, name)
         )
-        await store.open()
+        found = await store.open()
         parts.push_async_callback(store.close)
+        mark = HighWaterMark(settings.data_dir / "store.mark")
+        if not settings.relaxed_durability:
+            mark.check(found)
 
         # Users' writes do not depend on who leads, so the API has a state without the fence.
         own, shared = State(store, cache), State(store, cache)
@@ -179,6 +183,7 @@ class Orchestrator:
         self._beside(parts, "informer", informer.run())
         async with asyncio.timeout(SYNC_TIMEOUT_SECONDS):
             await cache.wait_synced()
+        self._beside(parts, "store mark", mark.keep(lambda: cache.cursor, clock))
         if self._embedded is not None:
             users = _NodeUsers(self._embedded, cache)
             await users.apply()

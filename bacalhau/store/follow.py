@@ -177,7 +177,7 @@ class Follow(AsyncIterator[Item]):
         """A stream that is shorter than it was has lost its end, such as by a power failure or by a
         backup that was restored. It gives the same revisions out again, so that they cannot be
         compared any more: it counts as another one."""
-        if self._epoch is None or _created(self._epoch) != info.created:
+        if self._epoch is None or created_of(self._epoch) != info.created:
             return info.created
         if self._position <= info.sequence_last:
             return self._epoch
@@ -200,7 +200,7 @@ class Follow(AsyncIterator[Item]):
         they are kept that nothing was missing. When that was is known of where a watch of this
         store has been; of another position we know only which messages are younger.
         """
-        is_same = self._epoch is not None and info.created == _created(self._epoch)
+        is_same = self._epoch is not None and info.created == created_of(self._epoch)
         if not is_same or self._position > info.sequence_last:
             return False
         if self._position == info.sequence_last:
@@ -232,6 +232,6 @@ class Follow(AsyncIterator[Item]):
         logger.debug("Watch resumes", extra={"after": time.monotonic() - started})
 
 
-def _created(epoch: str) -> str:
+def created_of(epoch: str) -> str:
     """When the stream of an epoch was created."""
     return epoch.partition(_SHORTENED)[0]
