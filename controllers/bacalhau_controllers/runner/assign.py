@@ -175,7 +175,7 @@ def _execution(book: Book, execution: Execution, now: Instant, orders: Orders) -
         orders.entries.append(PutState(uid, state))
         orders.events.append((uid, None))
         return
-    if execution.metadata.resource_version > held.metadata.resource_version:
+    if _is_news(execution, held):
         orders.entries.append(PutExecution(execution))
         orders.events.append((uid, None))
     state = book.states[uid]
@@ -189,6 +189,13 @@ def _execution(book: Book, execution: Execution, now: Instant, orders: Orders) -
         orders.events.append((uid, Reassigned()))
         if state.stage is Stage.CLEANING:
             orders.must_ask_again.append(uid)
+
+
+def _is_news(told: Execution | Publication, held: Execution | Publication) -> bool:
+    """Whether it is a newer version, or the same one told otherwise: a rejected node hears that all
+    is to stop before anything is written about it."""
+    new, old = told.metadata.resource_version, held.metadata.resource_version
+    return new > old or (new == old and told.spec != held.spec)
 
 
 def _contradicts(told: Report, mine: Report) -> bool:
@@ -215,7 +222,7 @@ def _publication(book: Book, publication: Publication, now: Instant, orders: Ord
         orders.entries.append(PutPublicationState(uid, PublicationState(since=now, report=report)))
         orders.publications.append((uid, None))
         return
-    if publication.metadata.resource_version > held.metadata.resource_version:
+    if _is_news(publication, held):
         orders.entries.append(PutPublication(publication))
         orders.publications.append((uid, None))
     if not book.publication_states[uid].is_assigned:

@@ -875,6 +875,19 @@ def test_parts_of_two_lists_are_not_put_together(loop: SimLoop) -> None:
     assert {beat.list_id for beat in w.hub.beats} == {str(w.hub.list_id)}
 
 
+def test_what_a_rejected_node_is_told_is_obeyed(loop: SimLoop) -> None:
+    """The gateway tells it by the version that there is: nothing has been written yet."""
+    w = world(loop)
+    one = execution("a", seconds=None)
+    w.do(w.hub.assign(one))
+    loop.advance(5)
+    assert w.engine.running() == ("a.1",)
+    w.do(w.hub.assign(stopped(one, "NodeRejected", version=one.metadata.resource_version)))
+    loop.advance(15)
+    assert w.engine.running() == ()
+    assert w.hub.report("a").reason == "NodeRejected"
+
+
 def test_what_the_full_list_lacks_is_stopped(loop: SimLoop) -> None:
     w = world(loop)
     w.do(w.hub.assign(execution("a", seconds=None), execution("b", seconds=None)))

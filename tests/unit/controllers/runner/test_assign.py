@@ -104,6 +104,15 @@ def test_only_a_newer_version_replaces_one() -> None:
         assert changed(book(newer), late).entries == [PutContact(SENT)]
 
 
+def test_the_same_version_told_otherwise_counts() -> None:
+    """So a node hears of its rejection, before anything is written about what it has."""
+    otherwise = stopped(A, version=A.metadata.resource_version)
+    orders = changed(book(A), otherwise)
+    assert PutExecution(otherwise) in orders.entries
+    assert orders.events == [("uid-a", None)]
+    assert changed(book(A), A).entries == [PutContact(SENT)]
+
+
 def test_beyond_the_full_list_nothing_is_wanted() -> None:
     known = stored(B, book(B))
     assert listed(book(A, B), known).events == [("uid-a", Unassigned()), ("uid-b", None)]
