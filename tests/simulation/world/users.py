@@ -37,6 +37,9 @@ NAMES = ("ant", "bee", "cow", "dog", "eel")
 CPU = 1000
 """Millicores of the largest request."""
 
+QUEUE_TIMEOUT_SECONDS = 60
+"""For those who ask for one."""
+
 
 @dataclass(slots=True)
 class Memory:
@@ -224,7 +227,7 @@ class Users:
             resources=Resources(cpu_millis=rng.choice([100, 300, CPU]), memory_bytes=1 << 20),
             timeouts=Timeouts(
                 execution_timeout=rng.choice([0, 0, 0, 20]),
-                queue_timeout=rng.choice([0, 0, 0, 60]),
+                queue_timeout=rng.choice([0, 0, 0, QUEUE_TIMEOUT_SECONDS]),
                 total_timeout=0,
             ),
         )
