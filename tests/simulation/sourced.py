@@ -152,7 +152,9 @@ class Host:
         life = self.life = Life(world.loop, f"{self.name}.{self._lives}")
         faults = world.faults if not world.is_healed else world.no_faults
         rng = Random(self._rng.getrandbits(64))
-        store = self.store = StoreClient(world.store, world.loop, rng, faults, self._boundary)
+        store = self.store = StoreClient(
+            world.store, world.loop, self._clock, rng, faults, self._boundary
+        )
         world.note("source-start", self.name)
         life.context.run(self._compose, store, life)
 

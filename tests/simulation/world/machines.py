@@ -24,7 +24,7 @@ from bacalhau_controllers.runner.fakes import (
     MemoryWorkspace,
 )
 from bacalhau_controllers.runner.ledger import AckFacts, Entry, LedgerBrokenError, MemoryLedger
-from bacalhau_controllers.runner.ports import Workload
+from bacalhau_controllers.runner.ports import DISCONNECTED, Workload
 from bacalhau_controllers.runner.site import AgentSettings
 from bacalhau_controllers.runner.state import Limits
 from tests.simulation.world.faults import Fault
@@ -49,12 +49,37 @@ LIMITS = Limits(
 
 
 class WatchedEngine(FakeEngine):
-    """Tells the world of every real start. `start_lies` makes starts fail that have happened."""
+    """Tells the world of every real start. `start_lies` makes starts fail that have happened.
+
+    Leashes pull only where no agent has the engine: one that has it is to see to it by itself.
+    """
 
     def __init__(self, machine: "Machine", boundary: Boundary) -> None:
         super().__init__(machine.clock, boundary=boundary, start_seconds=0.05)
         self._machine = machine
         self.start_lies = False
+        self._opened_in: Life | None = None
+
+    async def open(self) -> None:
+        """See Engine."""
+        await super().open()
+        self._opened_in = self._machine.life
+
+    def _end_all(self) -> None:
+        super()._end_all()
+        life = self._machine.life
+        if life is not None and life is self._opened_in:
+            return
+        noted, now = self._machine.workspace.contact, self._machine.clock
+        for run in self.runs.values():
+            leash = run.workload.leash
+            if run.ended is not None or leash is None:
+                continue
+            heard = leash.contact
+            if noted is not None and noted[0] == leash.boot:
+                heard = max(heard, noted[1])
+            if now.monotonic() - heard > leash.seconds:
+                run.ended = self._exited(run, now.now(), 137, DISCONNECTED)
 
     async def start(self, workload: Workload) -> None:
         """See Engine."""

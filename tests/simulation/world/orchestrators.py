@@ -69,8 +69,9 @@ class Orchestrator:
         self.lives += 1
         life = self.life = Life(world.loop, f"{self.name}.{self.lives}")
         faults = world.faults if not world.is_healed else world.no_faults
+        rng = Random(self.rng.getrandbits(64))
         store = self.store = StoreClient(
-            world.store, world.loop, Random(self.rng.getrandbits(64)), faults, self._boundary
+            world.store, world.loop, self.clock, rng, faults, self._boundary
         )
         self._client = Client(world.server, self.line, life)
         world.note("orchestrator-start", self.name)

@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from random import Random
 from typing import TypeVar
 
 from bacalhau_api.errors import OutcomeUnknownError, UnavailableError
 from bacalhau_api.meta import Ref, Resource
+from bacalhau_controllers.contract import Clock
 from bacalhau_controllers.memory import MemoryStore
 from bacalhau_controllers.store import (
     Cursor,
@@ -24,6 +26,7 @@ from bacalhau_controllers.store import (
     WatchEvent,
     Why,
     Write,
+    lease_deadline,
 )
 from tests.simulation.world.faults import Fault, Faults
 from tests.simulation.world.life import WorldLoop, check_alive
@@ -75,6 +78,7 @@ class StoreClient:
         self,
         truth: TrueStore,
         loop: WorldLoop,
+        clock: Clock,
         rng: Random,
         faults: Faults,
         boundary: Boundary,
@@ -86,6 +90,7 @@ class StoreClient:
         """Until then nothing new is seen, and then only the newest version of each object."""
         self._truth = truth
         self._loop = loop
+        self._clock = clock
         self._rng = rng
         self._faults = faults
         self._boundary = boundary
@@ -155,11 +160,15 @@ class StoreClient:
 
     async def acquire_lease(self, name: str, holder: str, ttl_seconds: float) -> Lease | None:
         """See Store."""
-        return await self._lease(lambda: self._truth.acquire_lease(name, holder, ttl_seconds))
+        sent = self._clock.monotonic()
+        lease = await self._lease(lambda: self._truth.acquire_lease(name, holder, ttl_seconds))
+        return lease and replace(lease, deadline=lease_deadline(sent, ttl_seconds))
 
     async def renew_lease(self, lease: Lease, ttl_seconds: float) -> Lease:
         """See Store."""
-        return await self._lease(lambda: self._truth.renew_lease(lease, ttl_seconds))
+        sent = self._clock.monotonic()
+        lease = await self._lease(lambda: self._truth.renew_lease(lease, ttl_seconds))
+        return replace(lease, deadline=lease_deadline(sent, ttl_seconds))
 
     async def release_lease(self, lease: Lease) -> None:
         """See Store."""
