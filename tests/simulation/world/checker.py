@@ -415,6 +415,7 @@ def slot_key(job_uid: str, slot: Slot) -> SlotKey:
 
 
 def _can_know(machine: "Machine") -> bool:
-    """Whether an agent can know what was said to its node. (One that was told, and is not on the line
-    any more, has it in its ledger: what is to stop may not begin.)"""
-    return machine.agent is not None and machine.agent.standing.is_linked
+    """Whether an agent can know what was said to its node: it has taken the list of this session.
+    With a full disk it cannot, says so, and asks again half a minute later. (One that was told, and
+    is not on the line any more, has it in its ledger: what is to stop may not begin.)"""
+    return machine.agent is not None and machine.agent.standing.is_welcome
