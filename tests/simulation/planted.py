@@ -144,6 +144,8 @@ def _lose_the_outbox(patch: Patch) -> None:
         await recover(self)
 
     patch.setattr(Agent, "_recover", forgetful)
+    # Or what the orchestrator's list lacks would be told again.
+    patch.setattr(assign, "_tell_again", lambda orders, book, assignments: None)
 
 
 def _newest_report_wins(patch: Patch) -> None:
